@@ -1,0 +1,67 @@
+"""canvas-asr: speech recognition that writes a whole transcript at once on a canvas and refines it in a few passes.
+
+    import canvas_asr
+    asr = canvas_asr.load("tiny")
+    print(asr.transcribe("speech.wav"))
+
+Names are imported when first used (PEP 562), so ``import canvas_asr`` loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .audio import load_audio
+    from .errors import AudioError, CanvasASRError, CheckpointError, DataError, OptionError, RecipeError
+    from .result import Token, Transcript
+    from .transcriber import Transcriber, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "CanvasASRError",
+    "CheckpointError",
+    "DataError",
+    "OptionError",
+    "RecipeError",
+    "Token",
+    "Transcriber",
+    "Transcript",
+    "__version__",
+    "load",
+    "load_audio",
+]
+
+_HOME_OF = {
+    "AudioError": "errors",
+    "CanvasASRError": "errors",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "OptionError": "errors",
+    "RecipeError": "errors",
+    "Token": "result",
+    "Transcriber": "transcriber",
+    "Transcript": "result",
+    "load": "transcriber",
+    "load_audio": "audio",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use.
+
+    Raises:
+        AttributeError: If the package has no such public name.
+    """
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

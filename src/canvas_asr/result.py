@@ -1,0 +1,128 @@
+"""What a transcription returns: a text with its language, its tokens' confidences and what it cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Token:
+    """One text token of a transcript.
+
+    Attributes:
+        id: Its id in the model's vocabulary, >= 0.
+        text: What it contributes to the text, leading space included.
+        confidence: The model's probability of it in the last pass, 0 to 1.
+    """
+
+    id: int
+    text: str
+    confidence: float
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If ``id`` is negative or ``confidence`` is not within 0 to 1.
+        """
+        if self.id < 0:
+            raise ValueError(f"Token.id must be >= 0, got {self.id}")
+        _check_probability("Token.confidence", self.confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python values for ``json.dumps``."""
+        return {"id": int(self.id), "text": self.text, "confidence": float(self.confidence)}
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The transcript of one clip. ``str(transcript)`` is its text.
+
+    Attributes:
+        text: The transcript, case and punctuation included; empty where nothing was said.
+        language: Language code, "en" for example: the one asked for, or the one detected.
+        language_confidence: Probability of that language, 0 to 1 (1 if it was asked for).
+        tokens: The text tokens in order, without language tag and end tokens.
+        confidence: Mean confidence of ``tokens``, 0 to 1.
+        passes: Denoising passes used; 0 if the draft was taken as it is.
+        audio_s: Length of the audio in seconds.
+        seconds: Wall-clock seconds from waveform to text; in a batch, this clip's share.
+        truncated: True if the text filled the canvas, so that its end may be missing.
+        draft: Greedy CTC reading of the audio tokens, if it was computed.
+        file: The file it came from, if it came from one.
+    """
+
+    text: str
+    language: str
+    language_confidence: float
+    tokens: tuple[Token, ...]
+    confidence: float
+    passes: int
+    audio_s: float
+    seconds: float
+    truncated: bool = False
+    draft: str | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If a probability is outside 0 to 1, or a count or duration is negative or not finite.
+        """
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        _check_probability("Transcript.language_confidence", self.language_confidence)
+        _check_probability("Transcript.confidence", self.confidence)
+        for name in ("passes", "audio_s", "seconds"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"Transcript.{name} must be finite and >= 0, got {value}")
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio per second of work; 0.0 if no time was measured."""
+        return self.audio_s / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field, and ``rtfx``, as plain Python values for ``json.dumps``."""
+        return {
+            "file": self.file,
+            "text": self.text,
+            "language": self.language,
+            "language_confidence": float(self.language_confidence),
+            "confidence": float(self.confidence),
+            "tokens": [token.to_dict() for token in self.tokens],
+            "passes": int(self.passes),
+            "audio_s": float(self.audio_s),
+            "seconds": float(self.seconds),
+            "rtfx": float(self.rtfx),
+            "truncated": bool(self.truncated),
+            "draft": self.draft,
+        }
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        """Fit one line: the tokens are counted, not listed."""
+        parts = [
+            f"text={self.text!r}",
+            f"language={self.language!r} ({self.language_confidence:.2f})",
+            f"confidence={self.confidence:.2f}",
+            f"tokens={len(self.tokens)}",
+            f"passes={self.passes}",
+            f"audio_s={self.audio_s:.2f}",
+            f"seconds={self.seconds:.3f}",
+        ]
+        if self.truncated:
+            parts.append("truncated=True")
+        if self.file is not None:
+            parts.append(f"file={self.file!r}")
+        return f"Transcript({', '.join(parts)})"
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be within 0 and 1, got {value}")
