@@ -1,4 +1,4 @@
-"""canvas-asr: speech recognition that writes a whole transcript at once on a canvas and refines it in a few passes.
+"""canvas-asr: speech recognition that writes a whole transcript on a canvas and refines it in a few passes.
 
     import canvas_asr
     asr = canvas_asr.load("tiny")

@@ -1,7 +1,7 @@
 """The errors this package raises on purpose.
 
-Every one carries a single readable sentence that names the file, key or option at fault and says what to do, so a
-command line can print ``str(error)`` and exit. Those that come from a bad value are ``ValueError`` too.
+Every one carries a single readable sentence that names the file, key or option at fault and says what to do,
+so a command line can print ``str(error)`` and exit. Those that come from a bad value are ``ValueError`` too.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ class Transcript:
         }
 
     def __str__(self) -> str:
+        """Return the text."""
         return self.text
 
     def __repr__(self) -> str:
