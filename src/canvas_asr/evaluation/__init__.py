@@ -1,0 +1,1 @@
+"""Scores, fixed test sets and the evaluation run. Needs the extra ``[eval]`` (jiwer, whisper-normalizer)."""
