@@ -14,11 +14,19 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
+import canvas_asr
+
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src" / "canvas_asr"
 MAX_WHEEL_BYTES = 35_000_000
 MAX_WEIGHT_BYTES = 32_000_000
 
+COMMAND = """
+import sys
+import canvas_asr.cli
+print(canvas_asr.__file__, file=sys.stderr)
+sys.exit(canvas_asr.cli.main())
+"""
 # Without isolation the installed hatchling builds, and nothing is fetched.
 BUILD = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
 
@@ -78,9 +86,23 @@ def test_wheel_carries_licence_and_command(wheel: ZipFile) -> None:
     assert "canvas-asr = canvas_asr.cli:main" in wheel.read(scripts).decode().splitlines()
 
 
-def test_metadata_says_version_licence_and_python(metadata: Message) -> None:
-    import canvas_asr
+def test_unpacked_wheel_transcribes_from_another_folder(wheel: ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", COMMAND, "transcribe", str(ROOT / "examples" / "en.flac")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path) in run.stderr
+    assert run.stdout.strip()
 
+
+def test_metadata_says_version_licence_and_python(metadata: Message) -> None:
     assert metadata["Name"] == "canvas-asr"
     assert metadata["Version"] == canvas_asr.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
