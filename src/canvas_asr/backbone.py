@@ -1,0 +1,187 @@
+"""The frozen backbone: DiffusionGemma's encoder run once, its decoder run per pass, and their LoRA.
+
+The model's own ``forward`` takes no ``inputs_embeds`` and makes float32 logits of the whole vocabulary; these
+functions call its parts instead. Rows are right-padded: the encoder is causal, so padding changes nothing
+before it, and the decoder's mask leaves it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
+
+from .encoder import length_mask
+
+LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
+
+
+def build_backbone(config: Any) -> DiffusionGemmaForBlockDiffusion:
+    """Make a randomly initialised backbone that can learn to attend.
+
+    DiffusionGemma normalises queries and keys and scales their product by 1, so with unit gains the logits of
+    a random model have a spread of sqrt(head_dim), attention is nearly one-hot and carries no gradient.
+    Query gains of head_dim**-0.5 give it the usual start.
+
+    Args:
+        config: A ``DiffusionGemmaConfig``.
+
+    Returns:
+        The model, float32, weights tied.
+    """
+    backbone = DiffusionGemmaForBlockDiffusion(config)
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("q_norm.weight") and "vision_tower" not in name:
+            nn.init.constant_(parameter, parameter.shape[0] ** -0.5)
+    return backbone
+
+
+def inject_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int, alpha: int) -> None:
+    """Put LoRA on q, k, v, o of every encoder and decoder layer, in place and apart for the two sides.
+
+    The backbone ties encoder to decoder weights by pattern, and that pattern matches LoRA matrices too; the
+    narrowed one keeps them apart through every later ``tie_weights()``.
+
+    Args:
+        backbone: The model to change; its own parameters are frozen.
+        rank: LoRA rank.
+        alpha: LoRA scale times the rank.
+    """
+    backbone.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
+    inject_adapter_in_model(config, backbone)
+    tied = cast("dict[str, str]", type(backbone.model)._tied_weights_keys)
+    backbone.model._tied_weights_keys = {
+        target.replace(r"(?:[^.]+\.)*", r"(?:(?!lora_)[^.]+\.)*"): source.replace(
+            r"(?:[^.]+\.)*", r"(?:(?!lora_)[^.]+\.)*"
+        )
+        for target, source in tied.items()
+    }
+    for module in (backbone, backbone.model):
+        module.all_tied_weights_keys = {
+            target: source
+            for target, source in module.get_expanded_tied_weights_keys(all_submodels=True).items()
+            if "lora_" not in target
+        }
+
+
+def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
+    """Run the causal encoder over prompt embeddings.
+
+    Args:
+        backbone: The backbone.
+        embeds: Scaled input embeddings, (B, P, D), right-padded.
+
+    Returns:
+        Last hidden states (B, P, D), normed as the output layer expects them, and the key/value cache.
+    """
+    encoder = backbone.model.encoder.language_model
+    cache = DynamicCache(config=backbone.config.text_config)
+    output = encoder(inputs_embeds=embeds, past_key_values=cache)
+    return output.last_hidden_state, cache
+
+
+def crop_cache(cache: DynamicCache, n_positions: int) -> DynamicCache:
+    """Give the first ``n_positions`` of a cache as a cache of its own, leaving the original as it is."""
+    cropped = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        cropped.update(layer.keys[:, :, :n_positions], layer.values[:, :, :n_positions], index)
+    return cropped
+
+
+def select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
+    """Give the chosen rows, (B',) int64, of a cache as a cache of its own."""
+    selected = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        selected.update(layer.keys[rows], layer.values[rows], index)
+    return selected
+
+
+def denoise(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    canvas: Tensor,
+    prefix: DynamicCache,
+    n_prompt: Tensor,
+    *,
+    n_canvas: Tensor | None = None,
+    soft_embeddings: Tensor | None = None,
+) -> Tensor:
+    """Run one pass of the decoder.
+
+    Args:
+        backbone: The backbone.
+        canvas: Token ids, (B, C) int64.
+        prefix: Cache of the prompt only, P positions, right-padded. It is read, not written.
+        n_prompt: Valid prompt positions of each row, (B,) int64. Canvas positions follow on from them.
+        n_canvas: Canvas length of each row, (B,) int64; None: all C.
+        soft_embeddings: Self-conditioning signal of the last pass, (B, C, D), scaled as input embeddings
+            are; rows of zeros have none. None: zeros for all.
+
+    Returns:
+        Last hidden states, (B, C, D), normed as the output layer expects them.
+    """
+    n_batch, length = canvas.shape
+    n_cached = prefix.layers[0].keys.shape[-2]
+    valid = length_mask(n_prompt, n_cached)
+    on_canvas = torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
+    mask = torch.cat([valid, on_canvas], dim=1)[:, None, None, :].expand(n_batch, 1, length, -1)
+    if backbone.config._attn_implementation == "eager":
+        dtype = prefix.layers[0].keys.dtype
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(dtype).min
+        )
+    decoder = backbone.model.decoder
+    hook = None
+    if soft_embeddings is not None:
+        # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings themselves.
+        signal = soft_embeddings
+        hook = decoder.self_conditioning.register_forward_pre_hook(lambda _module, args: (args[0], signal))
+    try:
+        output = decoder(
+            decoder_input_ids=canvas,
+            past_key_values=prefix,
+            decoder_attention_mask={"full_attention": mask, "sliding_attention": mask},
+            decoder_position_ids=n_prompt[:, None] + torch.arange(length, device=canvas.device)[None, :],
+        )
+    finally:
+        if hook is not None:
+            hook.remove()
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def output_logits(
+    backbone: DiffusionGemmaForBlockDiffusion, hidden: Tensor, *, softcap: bool = True
+) -> Tensor:
+    """Apply the frozen output layer and, as the backbone does, its soft-cap.
+
+    Args:
+        backbone: The backbone.
+        hidden: Normed states, (..., D).
+        softcap: Whether the backbone's final logit soft-cap is applied.
+
+    Returns:
+        Logits, (..., V), in the output layer's dtype (under autocast, its dtype).
+    """
+    logits: Tensor = backbone.lm_head(hidden)
+    cap = backbone.final_logit_softcapping
+    return torch.tanh(logits / cap) * cap if softcap and cap else logits
+
+
+def soft_embed(backbone: DiffusionGemmaForBlockDiffusion, logits: Tensor) -> Tensor:
+    """Expected input embedding under the predicted distribution: what self-conditioning needs of a pass.
+
+    Args:
+        backbone: The backbone.
+        logits: (B, C, V).
+
+    Returns:
+        (B, C, D), scaled as input embeddings are.
+    """
+    embedding = backbone.model.decoder.embed_tokens
+    weight = embedding.weight
+    probabilities = logits.softmax(dim=-1, dtype=torch.float32).to(weight.dtype)
+    return (probabilities @ weight) * embedding.embed_scale.to(weight.dtype)

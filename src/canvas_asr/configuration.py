@@ -1,0 +1,142 @@
+"""Configuration: geometry of the parts, prompt framing and the limits of a checkpoint.
+
+The same classes describe the embedded model and the 26B system; only values differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
+
+LANGUAGES = ("en", "de", "fr", "es", "hi", "zh")
+
+PROJECTOR_KINDS = ("conv", "stack_mlp")
+LANGUAGE_TAG_PLACES = ("canvas", "none")
+
+
+class CanvasASRConfig(PreTrainedConfig):
+    """All that the code must know about a checkpoint besides its tensors.
+
+    Args:
+        backbone: Hub name of the frozen DiffusionGemma, or a folder beside ``config.json``.
+        audio_encoder: Hub name of the frozen Whisper, or a folder beside ``config.json``.
+        backbone_revision: Commit of the backbone on the hub; None takes its default branch.
+        audio_encoder_revision: The same for the audio encoder.
+        backbone_config: Geometry of the backbone.
+        audio_encoder_config: Geometry of the audio encoder.
+        projector_kind: ``conv``: stride-2 convolutions and a linear map (the released shape).
+            ``stack_mlp``: LayerNorm, stacked frames, SiLU MLP.
+        projector_width: Channels of the convolutions, or hidden width of the MLP.
+        projector_stride: Encoder frames per audio token: a power of two for ``conv``.
+        lora_rank: Rank of the LoRA matrices on q, k, v, o of every layer, encoder and decoder apart.
+        lora_alpha: LoRA scale is ``lora_alpha / lora_rank``.
+        prompt_prefix: Text before the audio slots, special tokens written out.
+        prompt_suffix: Text after the audio slots.
+        audio_token: The placeholder, repeated once per audio token.
+        language_tags: Language code to the special token that opens its canvas.
+        language_tag_place: ``canvas``: the first canvas token names the language. ``none``: no tag.
+        blank_token_id: The CTC blank, an id that no transcript uses.
+        ctc_softcap: Whether the backbone's logit soft-cap applies to the CTC tap.
+        pad_to_30s: Whether clips are padded to 30 s before the audio encoder, as stock Whisper does.
+        max_audio_s: Longest clip in seconds that one canvas may be asked to transcribe.
+        canvas_length: Default canvas in tokens.
+        max_canvas_length: Longest canvas in tokens that the checkpoint was trained for.
+    """
+
+    model_type = "canvas_asr"
+    sub_configs = {"backbone_config": DiffusionGemmaConfig, "audio_encoder_config": WhisperConfig}
+
+    def __init__(
+        self,
+        backbone: str = "backbone",
+        audio_encoder: str = "audio_encoder",
+        backbone_revision: str | None = None,
+        audio_encoder_revision: str | None = None,
+        backbone_config: DiffusionGemmaConfig | dict[str, Any] | None = None,
+        audio_encoder_config: WhisperConfig | dict[str, Any] | None = None,
+        projector_kind: str = "stack_mlp",
+        projector_width: int = 512,
+        projector_stride: int = 2,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        prompt_prefix: str = "<bos>",
+        prompt_suffix: str = "<|transcribe|>",
+        audio_token: str = "<|audio|>",
+        language_tags: dict[str, str] | None = None,
+        language_tag_place: str = "canvas",
+        blank_token_id: int = 6,
+        ctc_softcap: bool = False,
+        pad_to_30s: bool = False,
+        max_audio_s: float = 30.0,
+        canvas_length: int = 96,
+        max_canvas_length: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            backbone_config = DiffusionGemmaConfig(**backbone_config)
+        if isinstance(audio_encoder_config, dict):
+            audio_encoder_config = WhisperConfig(**audio_encoder_config)
+        self.backbone = backbone
+        self.audio_encoder = audio_encoder
+        self.backbone_revision = backbone_revision
+        self.audio_encoder_revision = audio_encoder_revision
+        self.backbone_config = backbone_config or DiffusionGemmaConfig()
+        self.audio_encoder_config = audio_encoder_config or WhisperConfig()
+        self.projector_kind = projector_kind
+        self.projector_width = projector_width
+        self.projector_stride = projector_stride
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        self.prompt_prefix = prompt_prefix
+        self.prompt_suffix = prompt_suffix
+        self.audio_token = audio_token
+        self.language_tags = language_tags or {language: f"<|{language}|>" for language in LANGUAGES}
+        self.language_tag_place = language_tag_place
+        self.blank_token_id = blank_token_id
+        self.ctc_softcap = ctc_softcap
+        self.pad_to_30s = pad_to_30s
+        self.max_audio_s = max_audio_s
+        self.canvas_length = canvas_length
+        self.max_canvas_length = max_canvas_length
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of the backbone."""
+        return int(self.backbone_config.text_config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary V of the backbone."""
+        return int(self.backbone_config.text_config.vocab_size)
+
+    @property
+    def d_audio(self) -> int:
+        """Width of the audio encoder's frames."""
+        return int(self.audio_encoder_config.d_model)
+
+    def _check(self) -> None:
+        """Raise ValueError, naming the key, for values that no model can be built from."""
+        choices = (
+            ("projector_kind", self.projector_kind, PROJECTOR_KINDS),
+            ("language_tag_place", self.language_tag_place, LANGUAGE_TAG_PLACES),
+        )
+        for key, value, allowed in choices:
+            if value not in allowed:
+                raise ValueError(f"{key} is {value!r}; choose one of {', '.join(allowed)}.")
+        for key in ("projector_width", "projector_stride", "lora_rank", "canvas_length", "max_canvas_length"):
+            if int(getattr(self, key)) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1.")
+        stride = self.projector_stride
+        if self.projector_kind == "conv" and stride & (stride - 1):
+            raise ValueError(f"projector_stride is {stride}; stride-2 convolutions need a power of two.")
+        if not 0 <= self.blank_token_id < self.vocab_size:
+            raise ValueError(
+                f"blank_token_id is {self.blank_token_id}, outside the vocabulary of {self.vocab_size}."
+            )
+        if self.canvas_length > self.max_canvas_length:
+            raise ValueError(
+                f"canvas_length {self.canvas_length} is longer than max_canvas_length {self.max_canvas_length}."
+            )

@@ -1,0 +1,71 @@
+"""The frozen audio encoder: Whisper's own layers, run on a clip's true length.
+
+The stock ``WhisperEncoder.forward`` insists on 30 s of input. A checkpoint trained without that padding
+(``pad_to_30s=False``) runs here on what there is, with padding masked, so that a clip in a batch gives
+what it gives alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+
+def n_encoder_frames(n_mel: Tensor) -> Tensor:
+    """Encoder frames of clips with ``n_mel`` mel frames, (B,) int64: the second convolution has stride 2."""
+    return (n_mel + 1) // 2
+
+
+def length_mask(n_valid: Tensor, length: int) -> Tensor:
+    """Mark the valid positions of right-padded rows.
+
+    Args:
+        n_valid: Valid positions of each row, (B,) int64.
+        length: Positions of the padded batch.
+
+    Returns:
+        (B, length) bool, True where valid.
+    """
+    return torch.arange(length, device=n_valid.device)[None, :] < n_valid[:, None]
+
+
+def encode_audio(
+    encoder: WhisperEncoder, mel: Tensor, n_mel: Tensor, *, pad_to_30s: bool
+) -> tuple[Tensor, Tensor]:
+    """Turn log-mel features into encoder frames.
+
+    Args:
+        encoder: A ``transformers`` Whisper encoder.
+        mel: Log-mel features, (B, n_mels, T_mel), right-padded.
+        n_mel: Valid mel frames of each clip, (B,) int64.
+        pad_to_30s: Use the stock forward on features of exactly 30 s.
+
+    Returns:
+        Frames (B, T, d_audio) and how many of them are valid (B,).
+
+    Raises:
+        ValueError: If the clip is longer than the encoder's positions.
+    """
+    n_frames = n_encoder_frames(n_mel)
+    max_frames = int(encoder.config.max_source_positions)
+    if int(n_frames.max()) > max_frames:
+        raise ValueError(
+            f"{int(n_mel.max())} mel frames are more than the audio encoder holds ({2 * max_frames})."
+        )
+    if pad_to_30s:
+        mel = nn.functional.pad(mel, (0, 2 * max_frames - mel.shape[-1]))
+        return encoder(mel.to(encoder.conv1.weight.dtype)).last_hidden_state, n_frames.clamp(max=max_frames)
+
+    # Zeroing the padding before each convolution makes it equal to the convolution's own zero padding.
+    valid_mel = length_mask(n_mel, mel.shape[-1])[:, None, :]
+    hidden = nn.functional.gelu(encoder.conv1(mel.to(encoder.conv1.weight.dtype) * valid_mel))
+    hidden = nn.functional.gelu(encoder.conv2(hidden * valid_mel)).transpose(1, 2)  # (B, T, d_audio)
+    n_positions = hidden.shape[1]
+    hidden = hidden + encoder.embed_positions.weight[:n_positions]
+    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    valid = length_mask(n_frames, n_positions)
+    mask = None if bool(valid.all()) else valid[:, None, None, :].expand(-1, 1, n_positions, -1)
+    for layer in encoder.layers:
+        hidden = layer(hidden, mask)
+    return encoder.layer_norm(hidden), n_frames

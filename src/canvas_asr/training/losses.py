@@ -1,0 +1,125 @@
+"""The three losses and the noise level, each a small function of logits or states.
+
+Shapes: B clips, A audio tokens, C canvas length, U transcript length, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from canvas_asr.encoder import length_mask
+
+MIN_NOISE = 0.001
+
+
+def sample_noise_levels(n_clips: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one noise level a clip, t ~ U(0.001, 1), (B,) float32: the backbone authors' schedule."""
+    return MIN_NOISE + (1.0 - MIN_NOISE) * torch.rand(n_clips, generator=generator)
+
+
+def diffusion_loss(logits: Tensor, canvas: Tensor, n_text: Tensor, *, tail_weight: float = 1.0) -> Tensor:
+    """Flat cross-entropy of the clean canvas at every position, with no weight by noise level.
+
+    Args:
+        logits: Decoder predictions, (B, C, V).
+        canvas: Clean canvas, (B, C) int64: text, then end tokens.
+        n_text: Positions of each canvas before the tail, its first end token included, (B,) int64.
+        tail_weight: Weight of the positions after ``n_text``; 1 is the backbone authors' objective.
+
+    Returns:
+        Weighted mean over all positions, float32 scalar.
+    """
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), canvas.flatten(), reduction="none")
+    weights = length_mask(n_text, canvas.shape[1]).to(losses.dtype)
+    weights = (weights + tail_weight * (1.0 - weights)).flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+def autoregressive_loss(logits: Tensor, targets: Tensor, n_targets: Tensor) -> Tensor:
+    """Next-token cross-entropy of the transcript on the backbone's causal side.
+
+    Args:
+        logits: (B, U, V); row i of a clip predicts its target i.
+        targets: (B, U) int64, right-padded, the end token included.
+        n_targets: Valid targets of each clip, (B,) int64.
+
+    Returns:
+        Mean over valid targets, float32 scalar.
+    """
+    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    valid = length_mask(n_targets, targets.shape[1]).flatten()
+    return losses[valid].sum() / valid.sum().clamp(min=1)
+
+
+def min_ctc_frames(targets: Tensor, n_targets: Tensor) -> Tensor:
+    """Fewest CTC frames that can spell each target: its length plus one blank per repeated pair, (B,) int64."""
+    repeats = (targets[:, 1:] == targets[:, :-1]) & length_mask(n_targets, targets.shape[1])[:, 1:]
+    return n_targets + repeats.sum(dim=1)
+
+
+def ctc_loss(
+    states: Tensor,
+    n_states: Tensor,
+    targets: Tensor,
+    n_targets: Tensor,
+    read: Callable[[Tensor], Tensor],
+    *,
+    blank: int,
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """Exact CTC over a large vocabulary without keeping its logits.
+
+    ``torch.nn.functional.ctc_loss`` sees only the columns that matter: blank, the clip's own target ids, and
+    one column with the log-mass of every other id. Without that last column the value is right and the
+    gradient wrong, since it assumes normalised rows. Logits are made in recomputed chunks of states.
+
+    Args:
+        states: States of the output layer, (B, A, D).
+        n_states: Valid states of each clip, (B,) int64.
+        targets: (B, U) int64, right-padded, never the blank.
+        n_targets: Valid targets of each clip, (B,) int64.
+        read: The output layer, (N, D) to logits (N, V).
+        blank: Id of the blank.
+        chunk: States per chunk.
+
+    Returns:
+        Mean over clips of the loss per target token, float32 scalar; and the infeasible clips, (B,) bool,
+        which have fewer states than their target needs and count zero.
+    """
+    n_clips, n_positions, _ = states.shape
+    valid_targets = length_mask(n_targets, targets.shape[1])
+    # One class per distinct id of a clip, so that a repeated id keeps its identity: CTC's repeat rule needs it.
+    columns = torch.full((n_clips, targets.shape[1] + 1), blank, dtype=torch.long, device=targets.device)
+    classes = torch.zeros_like(targets)
+    for row in range(n_clips):
+        ids, inverse = torch.unique(targets[row][valid_targets[row]], return_inverse=True)
+        columns[row, 1 : 1 + len(ids)] = ids
+        classes[row, : len(inverse)] = inverse + 1
+    n_distinct = classes.max(dim=1).values
+
+    def gather(part: Tensor, part_columns: Tensor) -> Tensor:
+        logits = read(part).float()
+        return torch.gather(logits, 1, part_columns) - logits.logsumexp(dim=1, keepdim=True)
+
+    flat = states.reshape(n_clips * n_positions, -1)
+    flat_columns = columns.repeat_interleave(n_positions, dim=0)
+    parts = [
+        checkpoint(gather, flat[i : i + chunk], flat_columns[i : i + chunk], use_reentrant=False)
+        for i in range(0, len(flat), chunk)
+    ]
+    log_probs = torch.cat(parts).reshape(n_clips, n_positions, -1)
+    unused = torch.arange(columns.shape[1], device=columns.device)[None, :] > n_distinct[:, None]
+    log_probs = log_probs.masked_fill(unused[:, None, :], -1e4)
+    mass = log_probs.logsumexp(dim=2, keepdim=True).clamp(max=-1e-6)
+    rest = torch.log(-torch.expm1(mass))
+    log_probs = torch.cat([log_probs, rest], dim=2).transpose(0, 1)  # (A, B, 1 + U + 1)
+
+    infeasible = min_ctc_frames(targets, n_targets) > n_states
+    losses = nn.functional.ctc_loss(
+        log_probs, classes, n_states, n_targets, blank=0, reduction="none", zero_infinity=True
+    )
+    return (losses / n_targets.clamp(min=1)).mean(), infeasible
