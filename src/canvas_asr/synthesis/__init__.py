@@ -1,0 +1,1 @@
+"""Synthetic speech for training and tests: voices, phonemes with their positions, augmentation, manifests."""
