@@ -1,0 +1,240 @@
+"""Stage (a): pretrain the small Whisper encoder, frame-wise on phonemes and by CTC on word pieces.
+
+CTC from random weights is slow to start; the synthesiser knows where every phoneme lies, and a frame-wise
+cross-entropy on that starts at once. Both heads are thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from canvas_asr.encoder import encode_audio, length_mask
+from canvas_asr.manifest import ManifestEntry
+from canvas_asr.processing import pad_ids, pad_mels
+from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
+
+from .losses import ctc_loss
+from .recipe import Recipe, from_mapping
+from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
+from .trainer import WEIGHTS_NAME, StageTrainer
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class AcousticOptions:
+    """Settings of the stage.
+
+    Attributes:
+        tokenizer: Folder of the tokenizer whose pieces CTC spells.
+        train: Manifests to train on.
+        dev: Manifests to judge by.
+        encoder: ``WhisperConfig`` fields of the audio encoder.
+        hop_length: Samples between mel frames (320 is 20 ms).
+        n_fft: Samples of an analysis window.
+        stride: Encoder frames per CTC frame.
+        frame_weight: Weight of the frame-wise loss.
+        ctc_weight: Weight of the CTC loss; 0 leaves it out.
+        blank_token_id: The CTC blank.
+        init: A ``trained.safetensors`` of an earlier run of this stage; empty starts from random weights.
+        max_clip_s: Longer clips are left out.
+        n_dev: Development clips decoded at each evaluation.
+        spec_augment: Masks on the features.
+    """
+
+    tokenizer: Path
+    train: tuple[Any, ...]
+    dev: tuple[Any, ...]
+    encoder: dict[str, Any]
+    hop_length: int = 320
+    n_fft: int = 400
+    stride: int = 2
+    frame_weight: float = 1.0
+    ctc_weight: float = 0.0
+    blank_token_id: int = 6
+    init: str = ""
+    max_clip_s: float = 12.0
+    n_dev: int = 180
+    spec_augment: SpecAugment = field(default_factory=SpecAugment)
+
+
+class AcousticModel(nn.Module):
+    """Audio encoder with a phoneme head on its frames and a piece head on stacked frames."""
+
+    def __init__(self, config: WhisperConfig, vocab_size: int, options: AcousticOptions) -> None:
+        """Build.
+
+        Args:
+            config: Geometry of the encoder.
+            vocab_size: Pieces of the tokenizer.
+            options: ``stride``, weights and blank.
+        """
+        super().__init__()
+        self.options = options
+        self.encoder = WhisperEncoder(config)
+        self.phoneme_head = nn.Linear(config.d_model, len(PHONEMES))
+        self.piece_norm = nn.LayerNorm(config.d_model * options.stride)
+        self.piece_head = nn.Linear(config.d_model * options.stride, vocab_size)
+
+    def piece_states(self, frames: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Stack encoder frames (B, T, d) to CTC frames (B, T / stride, stride * d), and count them."""
+        stride = self.options.stride
+        frames = frames * length_mask(n_frames, frames.shape[1])[..., None]
+        frames = nn.functional.pad(frames, (0, 0, 0, -frames.shape[1] % stride))
+        stacked = frames.reshape(frames.shape[0], -1, frames.shape[2] * stride)
+        return self.piece_norm(stacked), (n_frames + stride - 1) // stride
+
+    def forward(
+        self, mel: Tensor, n_mel: Tensor, labels: Tensor, targets: Tensor, n_targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute the losses.
+
+        Args:
+            mel: (B, n_mels, T_mel).
+            n_mel: (B,) int64.
+            labels: Phoneme of each encoder frame, (B, T) int64; -100 where not known.
+            targets: Pieces, (B, U) int64.
+            n_targets: (B,) int64.
+
+        Returns:
+            ``loss``, and ``frame_loss``, ``frame_accuracy``, ``ctc``, ``infeasible`` where computed.
+        """
+        frames, n_frames = encode_audio(self.encoder, mel, n_mel, pad_to_30s=False)
+        outputs: dict[str, Tensor] = {"loss": frames.new_zeros((), dtype=torch.float32)}
+        known = labels != IGNORED
+        if self.options.frame_weight and bool(known.any()):
+            logits = self.phoneme_head(frames[known]).float()
+            outputs["frame_loss"] = nn.functional.cross_entropy(logits, labels[known])
+            outputs["frame_accuracy"] = (logits.argmax(-1) == labels[known]).float().mean()
+            outputs["loss"] = outputs["loss"] + self.options.frame_weight * outputs["frame_loss"]
+        if self.options.ctc_weight:
+            states, n_states = self.piece_states(frames, n_frames)
+            outputs["ctc"], infeasible = ctc_loss(
+                states, n_states, targets, n_targets, self.piece_head, blank=self.options.blank_token_id
+            )
+            outputs["infeasible"] = infeasible.float().mean()
+            outputs["loss"] = outputs["loss"] + self.options.ctc_weight * outputs["ctc"]
+        return outputs
+
+
+class AcousticCollator:
+    """Examples to keyword arguments of :class:`AcousticModel`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, frame_s: float) -> None:
+        """Keep the tokenizer and the length of an encoder frame in seconds."""
+        self.tokenizer = tokenizer
+        self.frame_s = frame_s
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate one batch."""
+        mel, n_mel = pad_mels([example["mel"] for example in examples])
+        labels = torch.full((len(examples), (mel.shape[-1] + 1) // 2), IGNORED, dtype=torch.long)
+        for row, example in enumerate(examples):
+            entry: ManifestEntry = example["entry"]
+            if entry.phonemes is not None:
+                n = (example["mel"].shape[1] + 1) // 2
+                labels[row, :n] = torch.from_numpy(frame_labels(entry.phonemes, n, self.frame_s))
+        ids = [self.tokenizer.encode(e["entry"].text, add_special_tokens=False) for e in examples]
+        targets, n_targets = pad_ids(ids, 0)
+        return {"mel": mel, "n_mel": n_mel, "labels": labels, "targets": targets, "n_targets": n_targets}
+
+
+def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
+    """Best-path CTC reading: the likeliest id of each state, repeats merged, blanks dropped.
+
+    Args:
+        logits: (B, A, V).
+        n_states: Valid states, (B,) int64.
+        blank: Id of the blank.
+
+    Returns:
+        Token ids of each row.
+    """
+    best = logits.argmax(-1).tolist()
+    readings = []
+    for row, n in zip(best, n_states.tolist(), strict=True):
+        path = row[:n]
+        readings.append([t for i, t in enumerate(path) if t != blank and (i == 0 or t != path[i - 1])])
+    return readings
+
+
+def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> dict[str, float]:
+    """Frame accuracy and, where CTC is trained, the character error rate of its greedy reading by language."""
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    accuracies = []
+    order = np.argsort([entry.duration_s for entry in dataset.entries])
+    for start in range(0, len(order), 16):
+        examples = [dataset[(0, int(i))] for i in order[start : start + 16]]
+        batch = collate(examples)
+        outputs = model(**batch)
+        if "frame_accuracy" in outputs:
+            accuracies.append(float(outputs["frame_accuracy"]))
+        if model.options.ctc_weight:
+            frames, n_frames = encode_audio(model.encoder, batch["mel"], batch["n_mel"], pad_to_30s=False)
+            states, n_states = model.piece_states(frames, n_frames)
+            readings = greedy_ctc(model.piece_head(states), n_states, model.options.blank_token_id)
+            for example, ids in zip(examples, readings, strict=True):
+                entry = example["entry"]
+                pairs[entry.language].append((entry.text, collate.tokenizer.decode(ids, skip_special_tokens=True)))
+    figures = {"frame_accuracy": float(np.mean(accuracies))} if accuracies else {}
+    for language, texts in sorted(pairs.items()):
+        references, hypotheses = zip(*texts, strict=True)
+        figures[f"cer_{language}"] = float(jiwer.cer(list(references), list(hypotheses)))
+    return figures
+
+
+def run(recipe: Recipe) -> None:
+    """Train the stage and write ``audio_encoder/`` and ``preprocessor_config.json`` to the output folder.
+
+    Args:
+        recipe: With ``stage: acoustic``.
+
+    Raises:
+        RecipeError: If an option is unknown, missing or mistyped.
+        DataError: If a manifest cannot be read or holds nothing.
+    """
+    options = from_mapping(AcousticOptions, recipe.options, "options")
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    extractor = WhisperFeatureExtractor(
+        feature_size=int(options.encoder.get("num_mel_bins", 80)),
+        hop_length=options.hop_length,
+        n_fft=options.n_fft,
+    )
+    torch.manual_seed(recipe.training.seed)
+    config = WhisperConfig(**options.encoder)
+    model = AcousticModel(config, len(tokenizer), options)
+    if options.init:
+        model.load_state_dict(load_file(options.init), strict=False)
+    train, dev = (
+        read_sources([from_mapping(ManifestSource, s, "options") for s in sources], max_s=options.max_clip_s)
+        for sources in (options.train, options.dev)
+    )
+    collate = AcousticCollator(tokenizer, 2 * options.hop_length / extractor.sampling_rate)
+    dataset = SpeechDataset(train, extractor, seed=recipe.training.seed, spec_augment=options.spec_augment)
+    dev_set = SpeechDataset(dev[: options.n_dev], extractor)
+    trainer = StageTrainer(
+        model,
+        dataset,
+        [entry.duration_s for entry in train],
+        collate,
+        recipe.training,
+        recipe.output_dir,
+        lambda: judge(model, dev_set, collate),
+    )
+    trainer.run()
+    model.encoder.save_pretrained(recipe.output_dir / "audio_encoder")
+    extractor.save_pretrained(recipe.output_dir)
+
+
+__all__ = ["WEIGHTS_NAME", "AcousticModel", "AcousticOptions", "greedy_ctc", "run"]

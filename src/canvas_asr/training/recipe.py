@@ -1,0 +1,182 @@
+"""Recipes: YAML files with one stage each, read into frozen dataclasses.
+
+    canvas-asr train recipes/tiny/acoustic.yaml
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from canvas_asr.errors import RecipeError
+
+STAGES = ("acoustic", "text", "adapter")
+
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long, how fast and how carefully a stage trains.
+
+    Attributes:
+        max_steps: Optimiser steps in all.
+        batch_size: Clips (or sentences) per step, grouped by similar length.
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps of linear warm-up.
+        schedule: Name of the ``transformers`` schedule after warm-up.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: Gradient clipping.
+        eval_steps: Steps between evaluations, each of which decodes.
+        save_steps: Steps between checkpoints.
+        log_steps: Steps between log lines.
+        seed: Of order, augmentation, noise and initial weights.
+        n_workers: Data-loader processes.
+        n_threads: Threads of the training process on a CPU; 0 leaves torch's choice.
+        bf16: Train under bfloat16 autocast.
+        max_minutes: Stop cleanly, with a checkpoint, after this wall-clock time; 0 sets no limit.
+    """
+
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    eval_steps: int = 500
+    save_steps: int = 500
+    log_steps: int = 20
+    seed: int = 0
+    n_workers: int = 1
+    n_threads: int = 0
+    bf16: bool = True
+    max_minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can use."""
+        for key in ("max_steps", "batch_size", "eval_steps", "save_steps", "log_steps"):
+            if getattr(self, key) < 1:
+                raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be at least 1.")
+        if self.learning_rate <= 0:
+            raise RecipeError(f"training.learning_rate is {self.learning_rate}; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of a recipe.
+
+    Attributes:
+        stage: ``acoustic``, ``text`` or ``adapter``.
+        output_dir: Folder of the run: checkpoints, ``log.jsonl`` and the trained part.
+        options: Settings of the stage, read by the stage itself.
+        training: Settings common to all stages.
+    """
+
+    stage: str
+    output_dir: Path
+    training: TrainingOptions
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in typing.get_args(annotation))
+    if origin is not None:
+        return isinstance(value, (list, tuple) if origin in (list, tuple) else origin)
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is Path:
+        return isinstance(value, (str, Path))
+    return annotation is Any or isinstance(value, annotation)
+
+
+def from_mapping(cls: type[OptionsT], mapping: Mapping[str, Any], where: str) -> OptionsT:
+    """Make a dataclass from a mapping, nested dataclasses included.
+
+    Args:
+        cls: A dataclass type.
+        mapping: Values by field name.
+        where: How an error names the mapping, such as ``recipe.yaml: training``.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        RecipeError: For an unknown, missing or mistyped key.
+    """
+    if not isinstance(mapping, Mapping):
+        raise RecipeError(f"{where}: expected keys and values, got {mapping!r}.")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(mapping) - set(fields))
+    if unknown:
+        raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}.")
+    values: dict[str, Any] = {}
+    for name, description in fields.items():
+        if name not in mapping:
+            if (
+                description.default is dataclasses.MISSING
+                and description.default_factory is dataclasses.MISSING
+            ):
+                raise RecipeError(f"{where}: key {name!r} is missing.")
+            continue
+        value, hint = mapping[name], hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_mapping(typing.cast("type[Any]", hint), value, f"{where}.{name}")
+        elif not _fits(value, hint):
+            raise RecipeError(f"{where}: key {name!r} has value {value!r}; expected {hint}.")
+        elif hint is Path:
+            value = Path(value)
+        elif hint is float:
+            value = float(value)
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file with ``stage``, ``output_dir``, ``training`` and ``options``.
+        overrides: Values by dotted key (``training.max_steps``) that replace the file's.
+
+    Returns:
+        The recipe, ``options`` not yet read by its stage.
+
+    Raises:
+        RecipeError: If the file is missing, is not YAML, or a key is unknown, missing or mistyped.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe; give the path of a YAML file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML ({error}).") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected keys and values.")
+    for dotted, value in (overrides or {}).items():
+        *parents, key = dotted.split(".")
+        target = content
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"{path}: {dotted} cannot be set, {parent!r} is not a mapping.")
+        target[key] = value
+    recipe = from_mapping(Recipe, content, str(path))
+    if recipe.stage not in STAGES:
+        raise RecipeError(f"{path}: stage is {recipe.stage!r}; choose one of {', '.join(STAGES)}.")
+    return recipe

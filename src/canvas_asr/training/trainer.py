@@ -1,0 +1,242 @@
+"""The trainer of every stage: ``transformers.Trainer`` with planned batches, a JSONL log and safe resumption.
+
+A stage is an ``nn.Module`` whose forward returns a dictionary with ``loss`` and any figures to log. A checkpoint
+holds its trainable parameters; what is frozen is never written.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from canvas_asr.errors import CheckpointError
+
+from .recipe import TrainingOptions
+
+WEIGHTS_NAME = "trained.safetensors"
+COMPLETE_MARK = "complete"
+
+Index = tuple[int, int]
+
+
+class BatchPlan:
+    """Batches of similar length for a whole run, a pure function of lengths and seed.
+
+    Every item is (epoch, index), so that augmentation can depend on both and a resumed run sees what an
+    unbroken one would have seen.
+    """
+
+    def __init__(self, lengths: Sequence[float], batch_size: int, n_batches: int, seed: int) -> None:
+        """Plan.
+
+        Args:
+            lengths: Length of every example, in any unit.
+            batch_size: Examples per batch.
+            n_batches: Batches in all; epochs follow one another as needed.
+            seed: Of the order.
+
+        Raises:
+            CheckpointError: Never; ValueError if there are no examples.
+        """
+        if not len(lengths):
+            raise ValueError("there are no training examples.")
+        self.lengths = np.asarray(lengths, dtype=np.float64)
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Batches in all."""
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[list[Index]]:
+        """Yield the batches from the first."""
+        n_made, epoch = 0, 0
+        while n_made < self.n_batches:
+            rng = np.random.default_rng((self.seed, epoch))
+            jittered = self.lengths * rng.uniform(0.9, 1.1, len(self.lengths))
+            order = np.argsort(jittered, kind="stable")
+            starts = np.arange(0, len(order), self.batch_size)
+            rng.shuffle(starts)
+            for start in starts[: self.n_batches - n_made]:
+                yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+                n_made += 1
+            epoch += 1
+
+
+class _LogFile(TrainerCallback):
+    """Append every log line, with step and wall-clock seconds, to ``log.jsonl``; stop when time is up."""
+
+    def __init__(self, path: Path, max_minutes: float) -> None:
+        self.path = path
+        self.max_s = max_minutes * 60
+        self.start = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        record = {"step": state.global_step, "wall_s": round(time.monotonic() - self.start, 1), **(logs or {})}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.max_s and time.monotonic() - self.start > self.max_s:
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Written last: a checkpoint that a kill left half-made has no mark and is passed over.
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_MARK).touch()
+
+
+def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Give the parameters that require gradients by name, each shared tensor once."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_state(module: nn.Module, path: Path) -> None:
+    """Load what :func:`trainable_state` gave.
+
+    Args:
+        module: A module of the same geometry.
+        path: A safetensors file.
+
+    Raises:
+        CheckpointError: If names or shapes differ.
+    """
+    state, own = load_file(path), trainable_state(module)
+    wrong = sorted(set(state) ^ set(own)) or [k for k in own if state[k].shape != own[k].shape]
+    if wrong:
+        raise CheckpointError(f"{path}: tensor {wrong[0]!r} does not fit this stage's model.")
+    module.load_state_dict(state, strict=False)
+
+
+class StageTrainer(Trainer):
+    """``Trainer`` for stage modules."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dataset: Dataset[Any],
+        lengths: Sequence[float],
+        collate: Callable[[list[Any]], dict[str, Any]],
+        options: TrainingOptions,
+        output_dir: Path,
+        evaluate: Callable[[], dict[str, float]],
+    ) -> None:
+        """Set up a run.
+
+        Args:
+            module: The stage.
+            dataset: Map-style, indexed by (epoch, index).
+            lengths: Length of each example, for batches of similar length.
+            collate: Examples to keyword arguments of the module.
+            options: From the recipe.
+            output_dir: Folder of the run.
+            evaluate: Decodes the development set and gives figures by name.
+        """
+        if options.n_threads and not torch.cuda.is_available():
+            torch.set_num_threads(options.n_threads)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        arguments = TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=options.max_steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            warmup_steps=options.warmup_steps,
+            lr_scheduler_type=options.schedule,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            eval_strategy="steps",
+            eval_steps=options.eval_steps,
+            save_steps=options.save_steps,
+            save_total_limit=2,
+            logging_steps=options.log_steps,
+            seed=options.seed,
+            bf16=options.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=[],
+            remove_unused_columns=False,
+            dataloader_num_workers=options.n_workers,
+        )
+        super().__init__(
+            model=module,
+            args=arguments,
+            train_dataset=dataset,
+            eval_dataset=dataset,  # Trainer asks for one; evaluation decodes its own development set
+            callbacks=[_LogFile(output_dir / "log.jsonl", options.max_minutes)],
+        )
+        self.plan = BatchPlan(lengths, options.batch_size, options.max_steps, options.seed)
+        self.collate = collate
+        self.run_evaluation = evaluate
+        self._figures: dict[str, list[torch.Tensor]] = {}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Give the planned batches as one epoch of ``max_steps``."""
+        if self.train_dataset is None:
+            raise ValueError("the stage has no training data.")
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.plan,  # type: ignore[arg-type]
+            collate_fn=self.collate,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=4 if self.args.dataloader_num_workers else None,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Run the stage and keep its figures for the next log line."""
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._figures.setdefault(name, []).append(value.detach().float())
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean of the stage's figures since the last line."""
+        if "loss" in logs:
+            logs.update({name: float(torch.stack(v).mean()) for name, v in self._figures.items()})
+            self._figures = {}
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Decode the development set; figures are logged under ``eval_``."""
+        self.model.eval()
+        with torch.no_grad():
+            figures = {f"eval_{name}": value for name, value in self.run_evaluation().items()}
+        self.model.train()
+        self.log(figures)
+        return figures
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trainable_state(self.accelerator.unwrap_model(self.model)), folder / WEIGHTS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trainable_state(
+            self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint) / WEIGHTS_NAME
+        )
+
+    def run(self) -> None:
+        """Train, from the newest complete checkpoint where there is one, and save the trained part."""
+        folder = Path(str(self.args.output_dir))
+        complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_MARK}")]
+        newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+        self.train(resume_from_checkpoint=str(newest) if newest else None)
+        self._save(str(folder))
