@@ -1,0 +1,1 @@
+"""Training: sentence lists, the tokenizer, text tasks, corruption, losses and the staged recipe."""
