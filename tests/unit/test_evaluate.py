@@ -151,10 +151,13 @@ def test_shuffled_audio_is_scored_against_the_wrong_text():
 
 
 def test_language_accuracy_only_where_it_is_detected():
-    results, model = run([NOISE_8, EvaluationMode("given", "noise", 8, language_given=True)])
+    results, model = run(
+        [NOISE_8, DEFAULT_MODES[0], EvaluationMode("given", "noise", 8, language_given=True)]
+    )
     assert results["en", "seen", "noise-8"].language_accuracy == 1.0
     assert results["fr", "seen", "noise-8"].language_accuracy == 0.5
     assert results["fr", "seen", "given"].language_accuracy is None
+    assert results["fr", "seen", "draft"].language_accuracy is None
     assert {call["language"] for call in model.calls} == {None, "en", "de", "fr"}
 
 

@@ -203,7 +203,7 @@ def _result(
         speakers=speakers,
         mode=mode,
         scores=score([clip.text for clip in clips], [transcript.text for transcript in read], language),
-        language_accuracy=None if mode.language_given or mode.shuffled else detected,
+        language_accuracy=None if mode.language_given or mode.shuffled or not mode.passes else detected,
         mean_passes=sum(transcript.passes for transcript in read) / len(read),
         n_truncated=sum(transcript.truncated for transcript in read),
         audio_s=audio_s,

@@ -49,7 +49,16 @@ class Recogniser(Protocol):
         batch_size: int,
         seed: int,
     ) -> Sequence[TranscriptLike]:
-        """Transcribe 16 kHz mono clips, in order; ``language`` None asks for detection."""
+        """Transcribe 16 kHz mono clips and return one transcript for each, in order.
+
+        Args:
+            arrays: Samples, (n,) each.
+            init: "noise" or "draft": what the canvas starts from.
+            steps: Denoising passes; 0, only with "draft", asks for the draft as it is.
+            language: Code, or None to detect it.
+            batch_size: Clips a batch.
+            seed: Canvas noise, drawn for each clip from (seed, place in ``arrays``).
+        """
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,8 @@ class Result:
         speakers: Whether the speakers are in the training data: "seen", "unseen" or "unknown".
         mode: The mode.
         scores: Error rates and repetition rate.
-        language_accuracy: Share of clips whose language was detected right; None if it was given or the audio
-            shuffled.
+        language_accuracy: Share of clips whose language was detected right; None if it was given, the audio
+            was shuffled, or there was no pass: the language is written on the canvas, the draft names none.
         mean_passes: Passes used, mean over clips.
         n_truncated: Clips whose text filled the canvas.
         audio_s: Seconds of audio heard.
