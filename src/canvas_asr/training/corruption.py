@@ -1,0 +1,157 @@
+"""The noising process: what a canvas looks like before the decoder repairs it.
+
+Uniform noise alone leaves accuracy at one or two passes on the table: the decoder never sees errors that look like
+those of a draft or its own. The mixture of kinds follows arXiv 2602.18952 (own errors) and 2603.08397 (drafts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from canvas_asr.errors import RecipeError
+
+KINDS = ("uniform", "draft", "predictions", "edits")
+
+
+@dataclass(frozen=True)
+class CorruptionOptions:
+    """Weights of the kinds (0 switches a kind off) and their strength.
+
+    Attributes:
+        uniform: A fraction t of the canvas replaced by uniformly random ids.
+        draft: The clip's CTC draft laid on the canvas.
+        predictions: The model's own predictions of an earlier pass, a fraction of them re-randomised.
+        edits: Clean text with insertions, deletions and substitutions.
+        max_edit_rate: Most edits per token for ``edits``; each clip draws its rate.
+        max_renoise: Largest fraction of uniform noise put on a draft or edited canvas.
+    """
+
+    uniform: float = 1.0
+    draft: float = 0.0
+    predictions: float = 0.0
+    edits: float = 0.0
+    max_edit_rate: float = 0.4
+    max_renoise: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse weights that leave nothing to draw."""
+        weights = [getattr(self, kind) for kind in KINDS]
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise RecipeError(f"corruption weights are {weights}; give at least one above 0, none below.")
+
+
+def lay_out(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:
+    """Put token rows on canvases of ``length``, the end token filling the tail; what is too long is cut.
+
+    Returns:
+        (B, length) int64.
+    """
+    canvas = torch.full((len(rows), length), eos, dtype=torch.long)
+    for index, row in enumerate(rows):
+        kept = torch.as_tensor(list(row[:length]), dtype=torch.long)
+        canvas[index, : len(kept)] = kept
+    return canvas
+
+
+class Corruption:
+    """Draws a kind for every clip and corrupts its canvas accordingly."""
+
+    def __init__(self, options: CorruptionOptions, vocab_size: int, eos: int) -> None:
+        """Keep the mixture.
+
+        Args:
+            options: Weights and strengths.
+            vocab_size: Random ids are drawn from all V ids.
+            eos: The token that fills the tail.
+        """
+        self.options = options
+        self.vocab_size = vocab_size
+        self.eos = eos
+
+    def draw_kinds(self, n_clips: int, *, drafts: bool, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the kind of every clip, (B,) int64 indices into ``KINDS``.
+
+        Args:
+            n_clips: B.
+            drafts: Whether drafts are at hand; without them that kind counts as ``edits``.
+            generator: Source of randomness.
+        """
+        weights = torch.tensor([getattr(self.options, kind) for kind in KINDS])
+        if not drafts:
+            weights[KINDS.index("edits")] += weights[KINDS.index("draft")]
+            weights[KINDS.index("draft")] = 0.0
+        return torch.multinomial(weights, n_clips, replacement=True, generator=generator)
+
+    def uniform(self, canvas: Tensor, levels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Replace a fraction of each row by uniformly random ids.
+
+        Args:
+            canvas: (B, C) int64.
+            levels: Probability of replacement, (B,) in [0, 1].
+            generator: Source of randomness.
+
+        Returns:
+            (B, C) int64.
+        """
+        replaced = torch.rand(canvas.shape, generator=generator) < levels[:, None].cpu()
+        noise = torch.randint(self.vocab_size, canvas.shape, generator=generator)
+        return torch.where(replaced.to(canvas.device), noise.to(canvas.device), canvas)
+
+    def edit(self, row: Sequence[int], rate: float, generator: torch.Generator | None = None) -> list[int]:
+        """Insert, delete and substitute tokens, each with a third of ``rate`` per token."""
+        edited: list[int] = []
+        draws = torch.rand(len(row), generator=generator).tolist()
+        noise = torch.randint(self.vocab_size, (len(row),), generator=generator).tolist()
+        for token, draw, random_id in zip(row, draws, noise, strict=True):
+            if draw < rate / 3:
+                continue
+            if draw < 2 * rate / 3:
+                edited.append(random_id)
+            elif draw < rate:
+                edited += [token, random_id]
+            else:
+                edited.append(token)
+        return edited
+
+    def __call__(
+        self,
+        canvas: Tensor,
+        n_text: Tensor,
+        levels: Tensor,
+        kinds: Tensor,
+        drafts: Sequence[Sequence[int]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Corrupt the canvases of all kinds but ``predictions``, which start as ``uniform``.
+
+        Args:
+            canvas: Clean canvas, (B, C) int64.
+            n_text: Positions of each canvas before its tail, (B,) int64.
+            levels: Noise level of each clip, (B,) in [0, 1].
+            kinds: From :meth:`draw_kinds`, (B,) int64.
+            drafts: Canvas-ready draft ids of each clip (tag included where the canvas has one).
+            generator: Source of randomness.
+
+        Returns:
+            (B, C) int64.
+        """
+        base = canvas.clone()
+        noise = levels.clone().float()
+        for row in range(len(canvas)):
+            kind = KINDS[int(kinds[row])]
+            if kind == "draft" and drafts is not None:
+                base[row] = lay_out([drafts[row]], canvas.shape[1], self.eos)[0].to(canvas.device)
+            elif kind == "edits":
+                rate = self.options.max_edit_rate * float(torch.rand((), generator=generator))
+                edited = self.edit(canvas[row, : int(n_text[row])].tolist(), rate, generator)
+                base[row] = lay_out([edited], canvas.shape[1], self.eos)[0].to(canvas.device)
+            else:
+                continue
+            # Half of the drafts stay as they are: inference starts from one without further noise.
+            clean = bool(torch.rand((), generator=generator) < 0.5)
+            noise[row] = 0.0 if clean else self.options.max_renoise * float(levels[row])
+        return self.uniform(base, noise, generator)

@@ -1,0 +1,139 @@
+"""Diffusion and autoregressive losses over prompts given as embeddings: what stages (b) and (c) share.
+
+One causal pass over [prompt, transcript] serves both: positions before the prompt's end are its prefix, whatever
+follows. The decoder is given the prompt only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DiffusionGemmaForBlockDiffusion
+
+from canvas_asr.backbone import crop_cache, denoise, encode_prefix, output_logits, select_cache, soft_embed
+from canvas_asr.errors import RecipeError
+
+from .corruption import KINDS, Corruption, CorruptionOptions
+from .losses import autoregressive_loss, diffusion_loss, sample_noise_levels
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """Weights of the losses.
+
+    Attributes:
+        diffusion_weight: Of the uniform-diffusion loss.
+        autoregressive_weight: Of the encoder-side autoregressive loss.
+        tail_weight: Of canvas positions after the first end token, within the diffusion loss.
+        self_conditioning: Share of clips whose decoder sees its own earlier prediction.
+        corruption: Mixture of the noising process.
+    """
+
+    diffusion_weight: float = 1.0
+    autoregressive_weight: float = 1.0
+    tail_weight: float = 0.1
+    self_conditioning: float = 0.5
+    corruption: CorruptionOptions = field(default_factory=CorruptionOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside [0, 1]."""
+        if not 0 <= self.self_conditioning <= 1:
+            raise RecipeError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+
+
+def append_targets(prompt: Tensor, n_prompt: Tensor, targets: Tensor, n_targets: Tensor) -> Tensor:
+    """Write each row's targets right behind its prompt.
+
+    Args:
+        prompt: Embeddings (B, P, D), right-padded.
+        n_prompt: (B,) int64.
+        targets: Embeddings (B, U, D), right-padded.
+        n_targets: (B,) int64.
+
+    Returns:
+        (B, L, D), L the longest row; padding is zero.
+    """
+    length = int((n_prompt + n_targets).max())
+    rows = [
+        torch.cat([p[:n], t[:u], p.new_zeros(length - n - u, p.shape[1])])
+        for p, n, t, u in zip(prompt, n_prompt.tolist(), targets, n_targets.tolist(), strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def denoising_losses(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    prompt: Tensor,
+    n_prompt: Tensor,
+    targets: Tensor,
+    n_targets: Tensor,
+    canvas: Tensor,
+    options: ObjectiveOptions,
+    *,
+    drafts: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Tensor]:
+    """Compute the two denoising losses of a batch.
+
+    Args:
+        backbone: The backbone, LoRA injected or not.
+        prompt: Scaled prompt embeddings, (B, P, D), right-padded.
+        n_prompt: Valid prompt positions, (B,) int64.
+        targets: Clean canvas up to and with its first end token, (B, U) int64, right-padded.
+        n_targets: Valid targets, (B,) int64.
+        canvas: Clean canvas, (B, C) int64.
+        options: Weights.
+        drafts: Canvas-ready draft ids of each clip, where there are any.
+
+    Returns:
+        ``loss`` (weighted sum), ``diffusion``, ``autoregressive`` and ``accuracy`` (of text positions at the
+        drawn noise levels), float32 scalars.
+    """
+    outputs: dict[str, Tensor] = {}
+    rows = torch.arange(len(canvas), device=canvas.device)
+    loss = prompt.new_zeros((), dtype=torch.float32)
+    if options.autoregressive_weight:
+        embedded = backbone.get_input_embeddings()(targets).to(prompt.dtype)
+        hidden, cache = encode_prefix(backbone, append_targets(prompt, n_prompt, embedded, n_targets))
+        steps = torch.arange(targets.shape[1], device=canvas.device)
+        positions = (n_prompt[:, None] - 1 + steps[None, :]).clamp(max=hidden.shape[1] - 1)
+        logits = output_logits(backbone, hidden[rows[:, None], positions])
+        outputs["autoregressive"] = autoregressive_loss(logits, targets, n_targets)
+        loss = loss + options.autoregressive_weight * outputs["autoregressive"]
+        cache = crop_cache(cache, prompt.shape[1])
+    else:
+        cache = encode_prefix(backbone, prompt)[1]
+
+    corruption = Corruption(options.corruption, backbone.config.text_config.vocab_size, _eos(backbone))
+    levels = sample_noise_levels(len(canvas)).to(canvas.device)
+    kinds = corruption.draw_kinds(len(canvas), drafts=drafts is not None)
+    noisy = corruption(canvas, n_targets, levels, kinds, drafts)
+    own = (kinds == KINDS.index("predictions")).to(canvas.device)
+    conditioned = torch.rand(len(canvas)).to(canvas.device) < options.self_conditioning
+    first = rows[own | conditioned]
+    soft = None
+    if len(first):
+        with torch.no_grad():
+            logits = output_logits(
+                backbone, denoise(backbone, noisy[first], select_cache(cache, first), n_prompt[first])
+            )
+            signal = soft_embed(backbone, logits)
+            soft = torch.zeros(*canvas.shape, prompt.shape[-1], dtype=signal.dtype, device=canvas.device)
+            soft[first] = signal * conditioned[first][:, None, None]
+            predicted = noisy.clone()
+            predicted[first] = logits.argmax(-1)
+            renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)).to(levels.device))
+            noisy = torch.where(own[:, None], renoised, noisy)
+    logits = output_logits(backbone, denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft))
+    outputs["diffusion"] = diffusion_loss(logits, canvas, n_targets, tail_weight=options.tail_weight)
+    text = torch.arange(canvas.shape[1], device=canvas.device)[None, :] < n_targets[:, None]
+    outputs["accuracy"] = (logits.argmax(-1) == canvas)[text].float().mean()
+    outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
+    return outputs
+
+
+def _eos(backbone: DiffusionGemmaForBlockDiffusion) -> int:
+    eos = backbone.config.text_config.eos_token_id
+    return int(eos[0] if isinstance(eos, list) else eos)
