@@ -7,11 +7,11 @@ WAV, AIFF, FLAC and Ogg are read by libsndfile (quicker, and strict about damage
 what libsndfile does not know, by FFmpeg's libraries through PyAV. Decoding, mixing to mono (the mean of the
 channels) and resampling (soxr) go block by block, so a file needs little more memory than its 16 kHz samples.
 
-Nothing is shortened in silence. A file that a decoder finds damaged is refused, and so is one that was cut off:
-where a header promises more than is there (WAV, AIFF, FLAC, CAF, MP4 and M4A, Matroska and WebM, MP3 with an Info
-frame), or where the last page or frame is incomplete (Ogg, MP3, AAC). What cannot be told is a format that states
-no length, cut exactly between two pages or frames: that is a valid shorter file. Formats not named here (AC-3 and
-MPEG-TS, say) are read as far as they go.
+Nothing is shortened in silence. A file that a decoder finds damaged is refused, and so is one that was cut
+off: where a header promises more than is there (WAV, AIFF, FLAC, CAF, MP4 and M4A, Matroska and WebM, MP3
+with an Info frame), or where the last page or frame is incomplete (Ogg, MP3, AAC). What cannot be told is a
+format that states no length, cut between two pages or frames: that is a valid shorter file. Formats not named
+here (AC-3 and MPEG-TS, say) are read as far as they go.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def load_audio(source: AudioSource, sample_rate_hz: int | None = None) -> Sample
 
     Args:
         source: A path; or an array with its rate, as the tuple ``(array, rate)`` or by ``sample_rate_hz``. An
-            array has shape (n,), (n, channels) or (channels, n): an axis of 1 is one channel, otherwise the axis
-            of at most 16 is the channels, and if both are that short the array is refused as ambiguous. Anything
-            with ``__array__`` (a torch tensor on the CPU) is an array. Floats have full scale 1.0; int8, int16
-            and int32 are scaled from their own range, uint8 from 0..255 around 128. Any byte order.
+            array has shape (n,), (n, channels) or (channels, n): an axis of 1 is one channel, otherwise the
+            axis of at most 16 is the channels, and if both are that short the array is refused as ambiguous.
+            Anything with ``__array__`` (a torch tensor on the CPU) is an array. Floats have full scale 1.0;
+            int8, int16 and int32 are scaled from their own range, uint8 around 128; any byte order will do.
         sample_rate_hz: Rate of a bare array in Hz, 4,000 to 768,000. Not for files, which state their own.
 
     Returns:
@@ -63,7 +63,7 @@ def load_audio(source: AudioSource, sample_rate_hz: int | None = None) -> Sample
 
     Raises:
         AudioError: If the source is missing, unreadable, not audio, damaged, cut off or without samples; if a
-            sample is NaN or infinite; if an array's rate is missing or its shape or type is none of the above.
+            sample is NaN or infinite; if an array has no rate, or a shape or type that is none of the above.
     """
     if isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
@@ -147,6 +147,8 @@ def _check_rate(rate: Any, name: str) -> int:
 
 
 def _load_file(path: str) -> Samples:
+    if "\0" in path:
+        raise AudioError(f"{path!r}: no such file; a name cannot hold a zero character")
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -160,7 +162,7 @@ def _load_file(path: str) -> Samples:
     except PermissionError as error:
         raise AudioError(f"{path}: no permission to read it; check its owner and mode") from error
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise AudioError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     if not len(samples):
         raise AudioError(f"{path}: holds no audio samples; check how it was recorded")
     return samples
@@ -226,14 +228,23 @@ def _read_av(file: BinaryIO, path: str) -> Iterator[tuple[Block, int]]:
             file, "r", metadata_errors="replace", options={"protocol_whitelist": "none"}
         ) as container:
             stream = container.streams.best("audio")
-            if stream is None:
+            if not isinstance(stream, av.AudioStream):
                 raise AudioError(f"{path}: has no audio in it; name an audio file, or a video with sound")
+            if stream.codec_context is None:
+                raise AudioError(f"{path}: FFmpeg has no decoder for its audio; convert it to WAV or FLAC")
             is_mp3 = stream.codec.name.startswith("mp3")
+            junk = False
             for packet in container.demux(stream):
-                frame_bytes = mp3_frame_bytes(bytes(packet)[:4]) if is_mp3 else 0
-                if packet.is_corrupt or 0 < packet.size < frame_bytes:
-                    raise _damaged(path, n_s, "incomplete frame")
-                for frame in stream.codec_context.decode(packet):
+                if is_mp3 and packet.size:
+                    frame_bytes = mp3_frame_bytes(bytes(packet)[:4])
+                    if frame_bytes is None:  # tags or padding, if it comes last
+                        junk = True
+                        continue
+                    if junk or packet.size < frame_bytes:
+                        raise _damaged(path, n_s, "incomplete frame")
+                if packet.is_corrupt:
+                    raise _damaged(path, n_s, "incomplete packet")
+                for frame in stream.decode(packet):
                     rate = _check_rate(frame.sample_rate, path)
                     n_s += frame.samples / rate
                     samples = frame.to_ndarray()

@@ -41,8 +41,8 @@ def promised_end(file: BinaryIO, n_bytes: int) -> int | None:
         n_bytes: Its length.
 
     Returns:
-        An offset in bytes, more than ``n_bytes`` in a file that was cut off; None if the container does not say,
-        is not known here (WAV, AIFF, Ogg, Matroska, MP4, MP3 with an Info frame are), or makes no sense.
+        An offset in bytes, more than ``n_bytes`` in a file that was cut off; None if the container does not
+        say, makes no sense, or is not known here (WAV, AIFF, Ogg, Matroska, MP4, MP3 with an Info frame are).
     """
     file.seek(0)
     head = file.read(12)
@@ -62,14 +62,20 @@ def promised_end(file: BinaryIO, n_bytes: int) -> int | None:
         return None
 
 
-def mp3_frame_bytes(header: bytes) -> int:
-    """Return the length of the MPEG layer III frame that starts with these 4 bytes; 0 if none does."""
+def mp3_frame_bytes(header: bytes) -> int | None:
+    """Return the length of the MPEG layer III frame that starts with these 4 bytes.
+
+    Returns:
+        A length in bytes, 0 if the frame is of free format and does not tell, None if no frame starts so.
+    """
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
-        return 0
+        return None
     version = header[1] >> 3 & 3  # 3 is MPEG-1, 2 is MPEG-2, 0 is MPEG-2.5
     kbits = (_MPEG1_KBITS if version == 3 else _MPEG2_KBITS)[header[2] >> 4]
     rate_index = header[2] >> 2 & 3
-    if version == 1 or rate_index == 3 or kbits == 0:
+    if version == 1 or rate_index == 3 or header[2] >> 4 == 15:
+        return None
+    if kbits == 0:
         return 0
     rate_hz = _MPEG1_RATES_HZ[rate_index] >> {3: 0, 2: 1, 0: 2}[version]
     padding = header[2] >> 1 & 1
@@ -151,7 +157,7 @@ def _mp3_end(file: BinaryIO) -> int | None:
         position += 10 + size + (10 if head[5] & 0x10 else 0)
         file.seek(position)
         head = file.read(10)
-    if not mp3_frame_bytes(head[:4]):
+    if mp3_frame_bytes(head[:4]) is None:
         return None
     file.seek(position)
     frame = file.read(64)
