@@ -43,6 +43,10 @@ Samples: TypeAlias = npt.NDArray[np.float32]
 Block: TypeAlias = npt.NDArray[Any]  # (frames, channels)
 AudioSource: TypeAlias = "str | os.PathLike[str] | npt.NDArray[Any] | tuple[npt.NDArray[Any], int]"
 
+# PyAV before 19 refuses files with tags that are not UTF-8, unless told otherwise; 19 cannot be told.
+_TAG_OPTIONS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 _PCM_TYPES = ("int8", "uint8", "int16", "int32")
 _REPAIR = "get the file again, or convert what is left of it with `ffmpeg -i FILE out.wav`"
 
@@ -224,9 +228,7 @@ def _read_av(file: BinaryIO, path: str) -> Iterator[tuple[Block, int]]:
     n_s = 0.0
     try:
         # No protocol is allowed, so that a playlist cannot make FFmpeg open other files or addresses.
-        with av.open(
-            file, "r", metadata_errors="replace", options={"protocol_whitelist": "none"}
-        ) as container:
+        with av.open(file, "r", options={"protocol_whitelist": "none"}, **_TAG_OPTIONS) as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, av.AudioStream):
                 raise AudioError(f"{path}: has no audio in it; name an audio file, or a video with sound")
@@ -237,8 +239,8 @@ def _read_av(file: BinaryIO, path: str) -> Iterator[tuple[Block, int]]:
             for packet in container.demux(stream):
                 if is_mp3 and packet.size:
                     frame_bytes = mp3_frame_bytes(bytes(packet)[:4])
-                    if frame_bytes is None:  # tags or padding, if it comes last
-                        junk = True
+                    if frame_bytes is None:  # tags or padding, if it comes first or last
+                        junk = n_s > 0
                         continue
                     if junk or packet.size < frame_bytes:
                         raise _damaged(path, n_s, "incomplete frame")

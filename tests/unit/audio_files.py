@@ -32,7 +32,9 @@ def tone(
     return (gain * np.sin(2 * np.pi * tone_hz * t)).astype(np.float32)
 
 
-def write_audio(path: Path, samples: npt.NDArray[np.float32], rate_hz: int, **options: str) -> Path:
+def write_audio(
+    path: Path, samples: npt.NDArray[np.float32], rate_hz: int, title: str = "", **options: str
+) -> Path:
     """Encode (n,) or (n, channels) float samples in the format of the path's suffix.
 
     ``rate_hz`` must be the encoder's where ENCODERS names one; ``options`` are those of FFmpeg's muxer.
@@ -44,6 +46,7 @@ def write_audio(path: Path, samples: npt.NDArray[np.float32], rate_hz: int, **op
     planes = np.ascontiguousarray(np.atleast_2d(samples.T), dtype=np.float32)
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(planes)]
     with av.open(str(path), "w", options=options) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=rate_hz)
         stream.layout = layout
         resampler = av.AudioResampler(format=stream.format.name, layout=layout, rate=rate_hz)

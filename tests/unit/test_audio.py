@@ -252,6 +252,16 @@ def test_names_with_odd_characters(tmp_path: Path) -> None:
         assert len(load_audio(plain.rename(tmp_path / name))) > 0
 
 
+@pytest.mark.parametrize("suffix", [".mp3", ".m4a", ".mka", ".caf"])
+def test_tags_that_are_not_utf_8_do_no_harm(suffix: str, tmp_path: Path) -> None:
+    rate_hz = ENCODERS[suffix][1]
+    path = write_audio(tmp_path / f"a{suffix}", tone(rate_hz), rate_hz, title="Mueller")
+    content = path.read_bytes()
+    assert b"Mueller" in content
+    path.write_bytes(content.replace(b"Mueller", b"M\xfcller "))
+    assert len(load_audio(path)) == pytest.approx(SAMPLE_RATE_HZ, abs=1_200)
+
+
 def test_a_rate_for_a_file_is_refused(tmp_path: Path) -> None:
     path = write_audio(tmp_path / "a.wav", tone(16_000), 16_000)
     with pytest.raises(AudioError, match=r"a\.wav: a file states its own rate"):

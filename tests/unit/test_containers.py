@@ -93,9 +93,10 @@ def test_tags_and_junk_behind_the_audio_do_no_harm(case: str, tmp_path: Path) ->
 
 
 def test_a_recording_that_begins_within_a_frame_is_read(tmp_path: Path) -> None:
-    path, content = write_case("mp3 without", tmp_path)
-    path.write_bytes(content[5_000:])
-    assert load_audio(path).size > 20_000
+    hiss = np.random.default_rng(0).uniform(-0.3, 0.3, 88_200).astype(np.float32)
+    path = write_audio(tmp_path / "a.mp3", hiss, 44_100, write_xing="0", id3v2_version="0")
+    path.write_bytes(path.read_bytes()[2_050:])
+    assert load_audio(path).size > 25_000
 
 
 def test_a_broken_frame_in_the_middle_of_an_mp3_is_no_silence(tmp_path: Path) -> None:
@@ -106,13 +107,13 @@ def test_a_broken_frame_in_the_middle_of_an_mp3_is_no_silence(tmp_path: Path) ->
         load_audio(path)
 
 
-def test_id3_tags_before_the_info_frame_are_skipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("footer", [b"", b"3DI".ljust(10, b"\0")])
+def test_id3_tags_before_the_info_frame_are_skipped(footer: bytes, tmp_path: Path) -> None:
     _, content = write_case("mp3 with an info frame", tmp_path)
-    tag = b"ID3\x04\0\0" + bytes(
-        [100_000 >> 21 & 127, 100_000 >> 14 & 127, 100_000 >> 7 & 127, 100_000 & 127]
-    )
-    picture = tag + b"\0" * 100_000
-    assert promised_end(io.BytesIO(picture + content), 0) == len(picture) + len(content)
+    flags = 0x10 if footer else 0
+    size = bytes(100_000 >> shift & 127 for shift in (21, 14, 7, 0))
+    tag = b"ID3\x04\0" + bytes([flags]) + size + bytes(100_000) + footer
+    assert promised_end(io.BytesIO(tag + content), 0) == len(tag) + len(content)
 
 
 @pytest.mark.parametrize("size", [0x7FFF_F000, 0x8000_0000, 0xFFFF_FFFF])
@@ -134,6 +135,33 @@ def test_a_flac_that_was_streamed_states_no_length(tmp_path: Path) -> None:
     info[22:26] = bytes(4)
     path.write_bytes(info)
     np.testing.assert_allclose(load_audio(path), whole, atol=1e-6)
+
+
+def test_fewer_frames_than_promised_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = write_case("flac", tmp_path)
+    monkeypatch.setattr(sf.SoundFile, "frames", 88_201)
+    with pytest.raises(AudioError, match=r"a\.flac: cut off at 2\.0 s of 2\.0 s"):
+        load_audio(path)
+
+
+def test_a_flac_that_promises_more_samples_than_it_has(tmp_path: Path) -> None:
+    path, content = write_case("flac", tmp_path)
+    info = bytearray(content)
+    info[25] += 100  # of 88,200
+    path.write_bytes(info)
+    with pytest.raises(AudioError, match=r"a\.flac: (damaged or )?cut off"):
+        load_audio(path)
+
+
+def test_a_chunk_of_odd_length_is_padded(tmp_path: Path) -> None:
+    _, content = write_case("wav", tmp_path)
+    padded = content[:12] + b"note" + struct.pack("<I", 3) + b"abc\0" + content[12:]
+    assert promised_end(io.BytesIO(padded), 0) == len(padded) - 44
+
+
+def test_an_mp4_box_may_have_a_long_size() -> None:
+    boxes = b"\0\0\0\x10ftypM4A \0\0\0\0" + b"\0\0\0\x01mdat" + struct.pack(">Q", 2**33)
+    assert promised_end(io.BytesIO(boxes), 0) == 16 + 2**33
 
 
 def test_a_recorder_that_counts_the_header_as_samples_is_forgiven(tmp_path: Path) -> None:
