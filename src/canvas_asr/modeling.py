@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .backbone import build_backbone, denoise, encode_prefix, inject_lora, output_logits
@@ -26,17 +26,26 @@ class CanvasASRModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["DiffusionGemmaDecoderTextLayer", "DiffusionGemmaEncoderTextLayer"]
 
-    def __init__(self, config: CanvasASRConfig) -> None:
-        """Build with random weights.
+    def __init__(
+        self,
+        config: CanvasASRConfig,
+        *,
+        backbone: DiffusionGemmaForBlockDiffusion | None = None,
+        audio_encoder: WhisperEncoder | None = None,
+    ) -> None:
+        """Build around the frozen parts, with random weights where none are given.
 
         Args:
             config: Geometry of all parts.
+            backbone: A loaded backbone; LoRA is injected into it.
+            audio_encoder: A loaded audio encoder.
         """
         super().__init__(config)
-        self.audio_encoder = WhisperEncoder(config.audio_encoder_config).requires_grad_(False)
+        self.audio_encoder = audio_encoder or WhisperEncoder(config.audio_encoder_config)
+        self.audio_encoder.requires_grad_(False)
         self.projector = AudioProjector(config)
         self.ctc_tap = CTCTap(config)
-        self.backbone = build_backbone(config.backbone_config)
+        self.backbone = backbone or build_backbone(config.backbone_config)
         inject_lora(self.backbone, config.lora_rank, config.lora_alpha)
 
     def _init_weights(self, module: Any) -> None:
@@ -52,8 +61,9 @@ class CanvasASRModel(PreTrainedModel):
         Returns:
             Audio tokens (B, A, D) and how many of them are valid (B,).
         """
-        # The encoder is frozen: gradients stop at its output, and its activations are not kept.
-        with torch.no_grad():
+        # A frozen encoder keeps no activations.
+        trains = self.audio_encoder.conv1.weight.requires_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(trains):
             frames, n_frames = encode_audio(
                 self.audio_encoder, mel, n_mel, pad_to_30s=self.config.pad_to_30s
             )
@@ -62,7 +72,11 @@ class CanvasASRModel(PreTrainedModel):
 
     def ctc_logits(self, audio_tokens: Tensor) -> Tensor:
         """Read audio tokens (B, A, D) through the frozen output layer, (B, A, V)."""
-        return output_logits(self.backbone, self.ctc_tap(audio_tokens), softcap=self.config.ctc_softcap)
+        return self.read_ctc_states(self.ctc_tap(audio_tokens))
+
+    def read_ctc_states(self, states: Tensor) -> Tensor:
+        """Read states of the CTC tap (..., D) through the frozen output layer, (..., V)."""
+        return output_logits(self.backbone, states, softcap=self.config.ctc_softcap)
 
     def embed_prompt(self, prompt_ids: Tensor, audio_tokens: Tensor, n_audio: Tensor, audio_id: int) -> Tensor:
         """Embed a prompt and scatter the audio tokens into its placeholder slots.

@@ -134,7 +134,9 @@ def _predict(logits: Tensor, vocabulary: Vocabulary, given: Tensor) -> tuple[Ten
         tags = logits[:, 0, ids].softmax(dim=-1)
         tags = torch.where(given[:, None] >= 0, (ids[None, :] == given[:, None]).to(tags.dtype), tags)
         confidence[:, 0], best = tags.max(dim=-1)
-        canvas[:, 0] = ids[best]
+        # A clip without speech has the end token in place of a tag.
+        silent = (given < 0) & (logits[:, 0, vocabulary.eos] > logits[:, 0, ids].max(dim=-1).values)
+        canvas[:, 0] = torch.where(silent, vocabulary.eos, ids[best])
     return canvas, confidence, tags
 
 

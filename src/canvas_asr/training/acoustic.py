@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from canvas_asr.decoding import greedy_ctc
 from canvas_asr.encoder import encode_audio, length_mask
 from canvas_asr.manifest import ManifestEntry
 from canvas_asr.processing import pad_ids, pad_mels
@@ -27,7 +28,7 @@ from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
 from .losses import ctc_loss
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
-from .trainer import WEIGHTS_NAME, StageTrainer
+from .trainer import StageTrainer
 
 IGNORED = -100
 
@@ -150,25 +151,6 @@ class AcousticCollator:
         return {"mel": mel, "n_mel": n_mel, "labels": labels, "targets": targets, "n_targets": n_targets}
 
 
-def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
-    """Best-path CTC reading: the likeliest id of each state, repeats merged, blanks dropped.
-
-    Args:
-        logits: (B, A, V).
-        n_states: Valid states, (B,) int64.
-        blank: Id of the blank.
-
-    Returns:
-        Token ids of each row.
-    """
-    best = logits.argmax(-1).tolist()
-    readings = []
-    for row, n in zip(best, n_states.tolist(), strict=True):
-        path = row[:n]
-        readings.append([t for i, t in enumerate(path) if t != blank and (i == 0 or t != path[i - 1])])
-    return readings
-
-
 def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> dict[str, float]:
     """Frame accuracy and, where CTC is trained, the character error rate of its greedy reading by language."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -235,6 +217,3 @@ def run(recipe: Recipe) -> None:
     trainer.run()
     model.encoder.save_pretrained(recipe.output_dir / "audio_encoder")
     extractor.save_pretrained(recipe.output_dir)
-
-
-__all__ = ["WEIGHTS_NAME", "AcousticModel", "AcousticOptions", "greedy_ctc", "run"]

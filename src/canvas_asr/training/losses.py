@@ -87,8 +87,8 @@ def ctc_loss(
         chunk: States per chunk.
 
     Returns:
-        Mean over clips of the loss per target token, float32 scalar; and the infeasible clips, (B,) bool,
-        which have fewer states than their target needs and count zero.
+        Mean over clips of the loss per target token (per state where the target is empty), float32 scalar;
+        and the infeasible clips, (B,) bool, which have fewer states than their target needs and count zero.
     """
     n_clips, n_positions, _ = states.shape
     valid_targets = length_mask(n_targets, targets.shape[1])
@@ -122,4 +122,4 @@ def ctc_loss(
     losses = nn.functional.ctc_loss(
         log_probs, classes, n_states, n_targets, blank=0, reduction="none", zero_infinity=True
     )
-    return (losses / n_targets.clamp(min=1)).mean(), infeasible
+    return (losses / torch.where(n_targets > 0, n_targets, n_states)).mean(), infeasible

@@ -21,20 +21,18 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedTokenizerBase
 
 from canvas_asr.backbone import build_backbone, encode_prefix
+from canvas_asr.configuration import LANGUAGES
+from canvas_asr.decoding import text_vocabulary
 from canvas_asr.processing import pad_ids
-from canvas_asr.sampler import SamplerConfig, Vocabulary, sample
-from canvas_asr.synthesis.corpus import spoken_text
-from canvas_asr.synthesis.espeak import text_to_phonemes
+from canvas_asr.sampler import SamplerConfig, sample
 
 from .corruption import lay_out
 from .objective import ObjectiveOptions, denoising_losses
 from .recipe import Recipe, from_mapping
 from .sentences import read_sentences
-from .text_tasks import TextExample, TextTasks, TextTasksConfig, repair_case
+from .text_noise import Pieces
+from .text_tasks import TextExample, TextTaskOptions, TextTasks, espeak_phonemes, repair_case
 from .trainer import StageTrainer
-
-PHONEME_VOICES = {"en": "en-us", "de": "de", "fr": "fr", "es": "es", "hi": "hi", "zh": "cmn-latn-pinyin"}
-
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -58,7 +56,7 @@ class TextOptions:
     sentences: Path
     backbone: dict[str, Any]
     languages: tuple[str, ...] = ()
-    tasks: TextTasksConfig = field(default_factory=TextTasksConfig)
+    tasks: TextTaskOptions = field(default_factory=TextTaskOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     max_target_tokens: int = 64
     canvas_choices: tuple[int, ...] = (64, 96, 128)
@@ -145,19 +143,6 @@ def balanced(lists: Mapping[str, Sequence[str]], languages: Sequence[str]) -> li
     return [(lists[language][i % len(lists[language])], language) for i in range(most) for language in languages]
 
 
-def phonemize(text: str, language: str) -> list[str]:
-    """IPA symbols of a sentence as the synthesiser says it."""
-    return text_to_phonemes(spoken_text(text, language), PHONEME_VOICES[language])
-
-
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, tags: Sequence[int]) -> Vocabulary:
-    """Ids that a transcript may hold: all but the special tokens, and the end token."""
-    text = torch.ones(len(tokenizer), dtype=torch.bool)
-    text[tokenizer.all_special_ids] = False
-    text[tokenizer.eos_token_id] = True
-    return Vocabulary(len(tokenizer), int(tokenizer.eos_token_id), tuple(tags), text)
-
-
 def judge(
     backbone: DiffusionGemmaForBlockDiffusion,
     tokenizer: PreTrainedTokenizerBase,
@@ -182,12 +167,11 @@ def judge(
     """
     figures: dict[str, float] = {}
     by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    pieces = Pieces(tokenizer)
+    size = backbone.config.text_config.vocab_size
+    vocabulary = text_vocabulary(tokenizer, size, [pieces.tag(code) for code in LANGUAGES])
     for language, texts in dev.items():
-        tags = [tokenizer.convert_tokens_to_ids(f"<|{code}|>") for code in PHONEME_VOICES]
-        examples = [
-            repair_case(tokenizer, text, language, np.random.default_rng((0, i))) for i, text in enumerate(texts)
-        ]
-        prompts = [example.prompt_ids for example in examples]
+        prompts = [repair_case(pieces, text, language).prompt_ids for text in texts]
         if shuffle:
             prompts = prompts[1:] + prompts[:1]
         ids, n_prompt = pad_ids(prompts, 0)
@@ -196,7 +180,7 @@ def judge(
             backbone,
             prefix,
             n_prompt,
-            vocabulary_of(tokenizer, tags),
+            vocabulary,
             SamplerConfig(steps=steps, canvas_length=canvas_length),
             clip_keys=range(len(texts)),
         )
@@ -224,12 +208,11 @@ def run(recipe: Recipe) -> None:
     options = from_mapping(TextOptions, recipe.options, "options")
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     lists = read_sentences(options.sentences)
-    languages = options.languages or tuple(PHONEME_VOICES)
+    languages = options.languages or LANGUAGES
     torch.manual_seed(recipe.training.seed)
     model = TextModel(build_backbone(DiffusionGemmaConfig(**options.backbone)), options.objective)
     if options.init:
         model.load_state_dict(load_file(options.init), strict=False)
-    tasks = TextTasks(tokenizer, phonemize=phonemize, config=options.tasks)
 
     def fitting(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         limit = options.max_target_tokens - 1
@@ -239,7 +222,9 @@ def run(recipe: Recipe) -> None:
             kept[code] = [text for text, n in zip(texts[code], lengths, strict=True) if n <= limit]
         return kept
 
-    train = balanced(fitting(lists.train), languages)
+    kept = fitting(lists.train)
+    tasks = TextTasks(tokenizer, kept, espeak_phonemes, options.tasks, recipe.training.seed)
+    train = balanced(kept, languages)
     dev = {code: texts[: options.n_dev] for code, texts in fitting(lists.dev).items()}
 
     def evaluate() -> dict[str, float]:

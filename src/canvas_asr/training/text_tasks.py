@@ -35,7 +35,6 @@ Phonemize = Callable[[str, str], list[str]]
 TASKS: Final = ("copy", "ctc", "phonemes", "mixed", "continuation", "empty")
 REPAIR_ERROR_RATE: Final = 0.10
 REPAIR_FRAMES_PER_TOKEN: Final = 2.0
-_MAX_EMPTY_FRAMES: Final = 150  # 12 s at 12.5 audio tokens a second
 
 
 @dataclass(frozen=True)
@@ -288,10 +287,11 @@ class TextTasks(IterableDataset[TextExample]):
         self, ids: list[int], text: str, language: str, rng: np.random.Generator, task: str
     ) -> TextExample:
         pieces = self.pieces
-        if task == "empty":
-            return TextExample([pieces.bos, *self._no_speech(rng), pieces.transcribe], [], "", task)
-        target, end = ids, pieces.transcribe
         body: list[int] = []
+        if task == "empty":
+            body = self._no_speech(len(ids), rng)
+            return TextExample([pieces.bos, *body, pieces.transcribe], [], "", task)
+        target, end = ids, pieces.transcribe
         if task == "continuation":
             groups = pieces.words(ids, language)
             if len(groups) > 1:
@@ -339,9 +339,10 @@ class TextTasks(IterableDataset[TextExample]):
             body += phonemes or word  # a dash or a character without a reading stays as it is
         return body
 
-    def _no_speech(self, rng: np.random.Generator) -> list[int]:
-        """Blanks with few or no stray pieces or phonemes."""
-        body = np.full(int(rng.integers(3, _MAX_EMPTY_FRAMES)), self.pieces.blank)
+    def _no_speech(self, n_tokens: int, rng: np.random.Generator) -> list[int]:
+        """Blanks with few or no stray pieces or phonemes, about as many as a sentence of ``n_tokens`` would give."""
+        most = max(8, round(self.options.max_frames * n_tokens))
+        body = np.full(int(rng.integers(3, most)), self.pieces.blank)
         if rng.random() < 0.6:
             stray = np.flatnonzero(rng.random(len(body)) < rng.uniform(0, 0.1))
             pool = self.pieces.phoneme_ids if rng.random() < 0.3 else self.pieces.text_ids

@@ -1,0 +1,224 @@
+"""Checkpoints: a folder with the adapter and, where they ship together, its backbone and audio encoder.
+
+    config.json  model.safetensors         configuration and adapter (projector, CTC tap, LoRA)
+    tokenizer.json  preprocessor_config.json
+    backbone/  audio_encoder/              the frozen parts, when the configuration names them so
+
+Tensors are read from safetensors only; nothing unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    DiffusionGemmaForBlockDiffusion,
+    PreTrainedModel,
+    WhisperFeatureExtractor,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration import CanvasASRConfig
+from .errors import CheckpointError
+from .modeling import CanvasASRModel
+from .processing import CanvasASRProcessor
+
+ADAPTER_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+# A stock Whisper checkpoint holds its encoder under this prefix.
+_WHISPER_KEYS = {r"^model\.encoder\.": ""}
+
+
+def _load_part(cls: Any, source: str, **options: Any) -> Any:
+    """Load a frozen part and refuse one with missing or misshaped tensors."""
+    try:
+        model, report = cls.from_pretrained(source, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise CheckpointError(f"{source}: its weights are damaged ({error}); fetch them again.") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: cannot be loaded ({error}).") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: a tensor does not fit its configuration ({error}).") from error
+    if report["missing_keys"]:
+        raise CheckpointError(f"{source}: tensor {sorted(report['missing_keys'])[0]!r} is missing.")
+    return model
+
+
+def assemble(
+    backbone: str, audio_encoder: str, tokenizer: str | Path, fields: dict[str, Any]
+) -> tuple[CanvasASRModel, CanvasASRProcessor]:
+    """Join pretrained frozen parts with a fresh adapter.
+
+    Args:
+        backbone: Folder or hub name of the backbone.
+        audio_encoder: Folder or hub name of the audio encoder; its feature extractor lies in the folder, or
+            in the one above.
+        tokenizer: Folder or hub name of the backbone's tokenizer.
+        fields: Further fields of ``CanvasASRConfig``.
+
+    Returns:
+        Model, float32, and processor.
+
+    Raises:
+        CheckpointError: If a part cannot be loaded.
+    """
+    frozen = _load_part(DiffusionGemmaForBlockDiffusion, backbone, dtype=torch.float32)
+    encoder = _load_part(WhisperEncoder, audio_encoder, dtype=torch.float32, key_mapping=_WHISPER_KEYS)
+    config = CanvasASRConfig(
+        backbone=backbone,
+        audio_encoder=audio_encoder,
+        backbone_config=frozen.config,
+        audio_encoder_config=encoder.config,
+        **fields,
+    )
+    folder = Path(audio_encoder)
+    beside = folder.parent if (folder.parent / "preprocessor_config.json").is_file() else folder
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(str(beside))
+        processor = CanvasASRProcessor(extractor, AutoTokenizer.from_pretrained(str(tokenizer)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{beside} or {tokenizer}: cannot be loaded ({error}).") from error
+    return CanvasASRModel(config, backbone=frozen, audio_encoder=encoder), processor
+
+
+def adapter_state(model: CanvasASRModel) -> dict[str, torch.Tensor]:
+    """Give the adapter's tensors: projector, CTC tap and LoRA, without peft's adapter name."""
+    return {
+        name.replace(".default.", "."): parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if name.startswith(("projector.", "ctc_tap.")) or "lora_" in name
+    }
+
+
+def load_adapter(model: CanvasASRModel, path: Path) -> None:
+    """Load an adapter's tensors into a model.
+
+    Args:
+        model: Of the same geometry.
+        path: A safetensors file.
+
+    Raises:
+        CheckpointError: Naming the file and the first missing, extra or misshaped tensor.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; the checkpoint has no adapter.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch it again.") from error
+    own = adapter_state(model)
+    for name in sorted(set(own) | set(state)):
+        if name not in state:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing.")
+        if name not in own:
+            raise CheckpointError(f"{path}: tensor {name!r} has no place in this model.")
+        if own[name].shape != state[name].shape:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}."
+            )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            full = name if name in parameters else name.replace(".weight", ".default.weight")
+            parameters[full].copy_(tensor)
+
+
+def save_checkpoint(
+    model: CanvasASRModel,
+    processor: CanvasASRProcessor,
+    folder: Path,
+    *,
+    whole: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        folder: Made if it does not exist.
+        whole: Write backbone and audio encoder beside the adapter, and name them so in the configuration.
+        dtype: Of all tensors written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = CanvasASRConfig.from_dict(model.config.to_dict())
+    if whole:
+        config.backbone, config.audio_encoder = "backbone", "audio_encoder"
+        for name, part in (("backbone", model.backbone), ("audio_encoder", model.audio_encoder)):
+            _save_part(part, folder / name, dtype)
+    config.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    processor.feature_extractor.save_pretrained(folder)
+    state = {name: tensor.to(dtype) for name, tensor in adapter_state(model).items()}
+    save_file(state, folder / ADAPTER_NAME, metadata={"format": "pt"})
+
+
+def _save_part(part: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """Save a frozen part as its own class would without LoRA, each tied tensor once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part.config.save_pretrained(folder)
+    state = {
+        name.replace(".base_layer.", "."): parameter.detach().to(dtype).cpu().contiguous()
+        for name, parameter in [*part.named_parameters(), *_persistent_buffers(part)]
+        if "lora_" not in name
+    }
+    save_file(state, folder / ADAPTER_NAME, metadata={"format": "pt"})
+
+
+def _persistent_buffers(part: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    kept = set(part.state_dict())
+    return [(name, buffer) for name, buffer in part.named_buffers() if name in kept]
+
+
+def load_checkpoint(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[CanvasASRModel, CanvasASRProcessor]:
+    """Load a checkpoint folder.
+
+    Args:
+        folder: As :func:`save_checkpoint` writes it.
+        device: Where the model goes.
+        dtype: Of its tensors.
+
+    Returns:
+        The model in evaluation mode, and its processor.
+
+    Raises:
+        CheckpointError: Naming the file or the tensor that is missing or does not fit.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; give the folder of a canvas-asr checkpoint.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    if fields.get("model_type") != CanvasASRConfig.model_type:
+        raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, not 'canvas_asr'.")
+    try:
+        config = CanvasASRConfig.from_dict(fields)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        extractor = WhisperFeatureExtractor.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: cannot be loaded ({error}).") from error
+    backbone, encoder = (
+        _load_part(cls, str(folder / name) if (folder / name).is_dir() else name, dtype=dtype, **options)
+        for cls, name, options in (
+            (DiffusionGemmaForBlockDiffusion, config.backbone, {"revision": config.backbone_revision or "main"}),
+            (
+                WhisperEncoder,
+                config.audio_encoder,
+                {"revision": config.audio_encoder_revision or "main", "key_mapping": _WHISPER_KEYS},
+            ),
+        )
+    )
+    model = CanvasASRModel(config, backbone=backbone, audio_encoder=encoder).to(dtype)
+    load_adapter(model, folder / ADAPTER_NAME)
+    return model.to(device).eval(), CanvasASRProcessor(extractor, tokenizer)

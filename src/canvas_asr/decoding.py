@@ -1,0 +1,201 @@
+"""From features and options to token ids, text and confidence: one batch, one canvas a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .configuration import CanvasASRConfig
+from .errors import OptionError
+from .modeling import CanvasASRModel
+from .processing import CanvasASRProcessor, pad_ids
+from .sampler import SamplerConfig, Vocabulary, sample
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What was read from one clip.
+
+    Attributes:
+        ids: Text token ids, without tag and end token.
+        confidences: Probability of each in the last pass, or of the draft's best path.
+        language: Code; empty where the checkpoint's canvas carries no tag and none was given.
+        language_confidence: Probability of the language among those the checkpoint knows.
+        draft: Token ids of the greedy CTC reading.
+        passes: Denoising passes used.
+        truncated: Whether the text filled the canvas, so that some of it may be missing.
+    """
+
+    ids: list[int]
+    confidences: list[float]
+    language: str
+    language_confidence: float
+    draft: list[int]
+    passes: int
+    truncated: bool
+
+
+def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
+    """Best-path CTC reading: the likeliest id of each state, repeats merged, blanks dropped.
+
+    Args:
+        logits: (B, A, V).
+        n_states: Valid states, (B,) int64.
+        blank: Id of the blank.
+
+    Returns:
+        Token ids of each row.
+    """
+    readings = []
+    for row, n in zip(logits.argmax(-1).tolist(), n_states.tolist(), strict=True):
+        path = row[:n]
+        readings.append([t for i, t in enumerate(path) if t != blank and (i == 0 or t != path[i - 1])])
+    return readings
+
+
+def text_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, tags: Sequence[int]) -> Vocabulary:
+    """Ids that a transcript may hold: all but the tokenizer's special ones, and the end token.
+
+    Args:
+        tokenizer: The backbone's.
+        size: V of the backbone.
+        tags: Ids of the language tags.
+    """
+    text = torch.zeros(size, dtype=torch.bool)
+    text[: len(tokenizer)] = True
+    text[list(tokenizer.all_special_ids)] = False
+    eos = tokenizer.eos_token_id
+    text[eos] = True
+    return Vocabulary(size, int(eos), tuple(tags), text)
+
+
+class CanvasDecoder:
+    """Decodes batches of features with one model."""
+
+    def __init__(self, model: CanvasASRModel, processor: CanvasASRProcessor) -> None:
+        """Look up the ids that decoding needs.
+
+        Args:
+            model: In evaluation mode.
+            processor: Of the same checkpoint.
+        """
+        self.model = model
+        self.processor = processor
+        config: CanvasASRConfig = model.config
+        self.languages = processor.language_ids(config)
+        self.audio_id = processor.token_id(config.audio_token)
+        self.vocabulary = text_vocabulary(
+            processor.tokenizer, config.vocab_size, tuple(self.languages.values())
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        mel: Tensor,
+        n_mel: Tensor,
+        *,
+        clip_keys: Sequence[int],
+        steps: int = 8,
+        init: str = "noise",
+        canvas_length: int | None = None,
+        seed: int = 0,
+        language: str | None = None,
+        on_pass: Callable[[int, Tensor], None] | None = None,
+    ) -> list[Decoded]:
+        """Decode one batch.
+
+        Args:
+            mel: Log-mel features, (B, n_mels, T_mel), right-padded.
+            n_mel: Valid mel frames, (B,) int64.
+            clip_keys: What identifies each clip; its noise is drawn from (seed, key).
+            steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
+            init: ``noise`` or ``draft``.
+            canvas_length: Tokens of the canvas; None takes the checkpoint's.
+            seed: Of the noise.
+            language: Code of all clips; None finds it.
+            on_pass: Called after each pass with its number and the canvas.
+
+        Returns:
+            One result a clip.
+
+        Raises:
+            OptionError: If an option is out of range or the language is unknown.
+        """
+        config: CanvasASRConfig = self.model.config
+        tag = self._tag(language)
+        tokens, n_audio = self.model.audio_tokens(mel, n_mel)
+        ctc = self.model.ctc_logits(tokens).float()
+        drafts = greedy_ctc(ctc, n_audio, config.blank_token_id)
+        if steps == 0 and init == "draft":
+            return [Decoded(ids, [], language or "", 1.0 if language else 0.0, ids, 0, False) for ids in drafts]
+        options = SamplerConfig(steps, self._canvas(canvas_length), init, seed)
+        prompts, n_prompt = pad_ids(self.processor.prompt_ids(config, n_audio.tolist()), 0)
+        prompts, n_prompt = prompts.to(mel.device), n_prompt.to(mel.device)
+        _, prefix = self.model.encode_prefix(
+            self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id)
+        )
+        output = sample(
+            self.model.backbone,
+            prefix,
+            n_prompt,
+            self.vocabulary,
+            options,
+            clip_keys=clip_keys,
+            tags=[tag] * len(mel),
+            drafts=drafts,
+            on_pass=on_pass,
+        )
+        return [
+            self._result(ids, confidence, tags, draft, output.passes, language)
+            for ids, confidence, tags, draft in zip(
+                output.canvas.tolist(),
+                output.confidence.tolist(),
+                output.tag_probabilities.tolist(),
+                drafts,
+                strict=True,
+            )
+        ]
+
+    def _tag(self, language: str | None) -> int | None:
+        if language is None or not self.languages:
+            return None
+        if language not in self.languages:
+            raise OptionError(f"language is {language!r}; this model knows {', '.join(self.languages)}.")
+        return self.languages[language]
+
+    def _canvas(self, length: int | None) -> int:
+        config: CanvasASRConfig = self.model.config
+        if length is None:
+            return config.canvas_length
+        if length > config.max_canvas_length:
+            raise OptionError(
+                f"canvas is {length} tokens; this model allows at most {config.max_canvas_length}."
+            )
+        return length
+
+    def _result(
+        self,
+        ids: list[int],
+        confidence: list[float],
+        tags: list[float],
+        draft: list[int],
+        passes: int,
+        language: str | None,
+    ) -> Decoded:
+        start = 1 if self.languages and ids[0] != self.vocabulary.eos else 0
+        end = ids.index(self.vocabulary.eos) if self.vocabulary.eos in ids else len(ids)
+        best = max(range(len(tags)), key=tags.__getitem__) if tags else -1
+        found = list(self.languages)[best] if tags else language or ""
+        return Decoded(
+            ids=ids[start:end],
+            confidences=confidence[start:end],
+            language=found,
+            language_confidence=tags[best] if tags else float(bool(language)),
+            draft=draft,
+            passes=passes,
+            truncated=end == len(ids),
+        )

@@ -1,0 +1,287 @@
+"""Stage (c): train the adapter, everything else frozen, with the three losses.
+
+CTC through the frozen output layer grounds the audio tokens; the diffusion and autoregressive losses then find
+something to attend to. Judged by transcripts: each evaluation decodes, also with the audio of another clip.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from canvas_asr.checkpoint import assemble, save_checkpoint
+from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.decoding import CanvasDecoder, greedy_ctc
+from canvas_asr.encoder import n_encoder_frames
+from canvas_asr.manifest import ManifestEntry
+from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
+
+from .losses import ctc_loss
+from .objective import ObjectiveOptions, denoising_losses
+from .recipe import Recipe, from_mapping
+from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
+from .text import CanvasCollator
+from .trainer import StageTrainer, load_trainable_state
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """Settings of the stage.
+
+    Attributes:
+        tokenizer: Folder of the backbone's tokenizer.
+        backbone: Folder or hub name of the frozen backbone.
+        audio_encoder: Folder or hub name of the frozen audio encoder, its feature extractor beside it.
+        train: Manifests to train on.
+        dev: Manifests to judge by.
+        model: Fields of ``CanvasASRConfig``.
+        objective: Diffusion and autoregressive losses, corruption.
+        ctc_weight: Weight of the CTC loss; 0 switches it off.
+        canvas_choices: Canvas lengths beside the shortest that fits.
+        p_long_canvas: How often a longer canvas is chosen.
+        init: A ``trained.safetensors`` of an earlier run of this stage; empty starts anew.
+        min_clip_s: Shorter clips are left out.
+        max_clip_s: Longer clips are left out.
+        n_dev: Development clips decoded at each evaluation.
+        spec_augment: Masks on the features.
+        train_audio_encoder: Joint fine-tuning: the audio encoder learns too.
+    """
+
+    tokenizer: Path
+    backbone: str
+    audio_encoder: str
+    train: tuple[Any, ...]
+    dev: tuple[Any, ...]
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    ctc_weight: float = 1.0
+    canvas_choices: tuple[int, ...] = (64, 96, 128)
+    p_long_canvas: float = 0.15
+    init: str = ""
+    min_clip_s: float = 0.2
+    max_clip_s: float = 12.0
+    n_dev: int = 120
+    spec_augment: SpecAugment = field(default_factory=SpecAugment)
+    train_audio_encoder: bool = False
+
+
+class AdapterModel(nn.Module):
+    """The model with its three losses."""
+
+    def __init__(self, model: CanvasASRModel, options: AdapterOptions, audio_id: int, tags: Sequence[int]) -> None:
+        """Keep the model.
+
+        Args:
+            model: With frozen parts loaded.
+            options: Weights of the losses.
+            audio_id: Placeholder of the prompt.
+            tags: Language tags; a draft gets a random one.
+        """
+        super().__init__()
+        self.model = model
+        self.options = options
+        self.audio_id = audio_id
+        self.tags = list(tags)
+        model.audio_encoder.requires_grad_(options.train_audio_encoder)
+
+    def forward(
+        self,
+        mel: Tensor,
+        n_mel: Tensor,
+        prompt_ids: Tensor,
+        n_prompt: Tensor,
+        targets: Tensor,
+        n_targets: Tensor,
+        canvas: Tensor,
+        text: Tensor,
+        n_text: Tensor,
+    ) -> dict[str, Tensor]:
+        """Compute the losses.
+
+        Args:
+            mel: (B, n_mels, T_mel).
+            n_mel: (B,) int64.
+            prompt_ids: Prompt with audio slots, (B, P) int64.
+            n_prompt: (B,) int64.
+            targets: Canvas up to its first end token, (B, U) int64.
+            n_targets: (B,) int64.
+            canvas: Clean canvas, (B, C) int64.
+            text: Text without tag and end token, (B, U') int64: what CTC spells.
+            n_text: (B,) int64.
+
+        Returns:
+            ``loss`` and its parts ``ctc``, ``infeasible``, ``diffusion``, ``autoregressive``, ``accuracy``.
+        """
+        tokens, n_audio = self.model.audio_tokens(mel, n_mel)
+        outputs: dict[str, Tensor] = {}
+        loss = tokens.new_zeros((), dtype=torch.float32)
+        blank = self.model.config.blank_token_id
+        if self.options.ctc_weight:
+            states = self.model.ctc_tap(tokens)
+            outputs["ctc"], infeasible = ctc_loss(
+                states, n_audio, text, n_text, self.model.read_ctc_states, blank=blank
+            )
+            outputs["infeasible"] = infeasible.float().mean()
+            loss = loss + self.options.ctc_weight * outputs["ctc"]
+        with torch.no_grad():
+            drafts = greedy_ctc(self.model.ctc_logits(tokens), n_audio, blank)
+        if self.tags:
+            choice = torch.randint(len(self.tags), (len(drafts),)).tolist()
+            drafts = [[self.tags[tag], *draft] for tag, draft in zip(choice, drafts, strict=True)]
+        prompt = self.model.embed_prompt(prompt_ids, tokens, n_audio, self.audio_id)
+        denoising = denoising_losses(
+            self.model.backbone,
+            prompt,
+            n_prompt,
+            targets,
+            n_targets,
+            canvas,
+            self.options.objective,
+            drafts=drafts,
+        )
+        loss = loss + denoising.pop("loss")
+        return {**outputs, **denoising, "loss": loss}
+
+
+class AdapterCollator:
+    """Examples to keyword arguments of :class:`AdapterModel`."""
+
+    def __init__(self, processor: CanvasASRProcessor, config: CanvasASRConfig, options: AdapterOptions) -> None:
+        """Keep what prompts and canvases need."""
+        self.processor = processor
+        self.config = config
+        tokenizer = processor.tokenizer
+        self.pad = int(tokenizer.pad_token_id)
+        self.tags = processor.language_ids(config)
+        self.canvases = CanvasCollator(
+            int(tokenizer.eos_token_id), self.pad, options.canvas_choices, options.p_long_canvas
+        )
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate one batch."""
+        mel, n_mel = pad_mels([example["mel"] for example in examples])
+        if self.config.pad_to_30s:
+            n_mel = torch.full_like(n_mel, 2 * self.config.audio_encoder_config.max_source_positions)
+        stride = self.config.projector_stride
+        n_audio = (n_encoder_frames(n_mel) + stride - 1) // stride
+        prompt_ids, n_prompt = pad_ids(self.processor.prompt_ids(self.config, n_audio.tolist()), self.pad)
+        entries: list[ManifestEntry] = [example["entry"] for example in examples]
+        texts = [self.processor.text_ids(entry.text) for entry in entries]
+        text, n_text = pad_ids(texts, self.pad)
+        tagged = [
+            [self.tags[entry.language], *ids] if ids and entry.language in self.tags else ids
+            for entry, ids in zip(entries, texts, strict=True)
+        ]
+        return {
+            "mel": mel,
+            "n_mel": n_mel,
+            "prompt_ids": prompt_ids,
+            "n_prompt": n_prompt,
+            "text": text,
+            "n_text": n_text,
+            **self.canvases.canvases(tagged),
+        }
+
+
+def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
+    """Error rates of the draft, of 1 and 8 passes from noise, of 1 from the draft, and with shuffled audio.
+
+    Args:
+        decoder: Of the model.
+        dataset: Development clips.
+
+    Returns:
+        Mean over languages of WER (CER for hi, zh) by mode, the same by language for 8 passes, language
+        detection accuracy, and the gap between shuffled and true audio.
+    """
+    modes = {
+        "draft": {"steps": 0, "init": "draft"},
+        "noise1": {"steps": 1},
+        "noise8": {"steps": 8},
+        "draft1": {"steps": 1, "init": "draft"},
+    }
+    pairs: dict[str, dict[str, list[tuple[str, str]]]] = {
+        name: defaultdict(list) for name in (*modes, "shuffled")
+    }
+    n_right = 0
+    order = np.argsort([entry.duration_s for entry in dataset.entries])
+    for start in range(0, len(order), 16):
+        examples = [dataset[(0, int(i))] for i in order[start : start + 16]]
+        entries = [example["entry"] for example in examples]
+        mel, n_mel = pad_mels([example["mel"] for example in examples])
+        for name, mode in modes.items():
+            results = decoder(mel, n_mel, clip_keys=range(len(entries)), **mode)  # type: ignore[arg-type]
+            texts = [decoder.processor.text(result.ids) for result in results]
+            for entry, text in zip(entries, texts, strict=True):
+                pairs[name][entry.language].append((entry.text, text))
+            if name == "noise8":
+                n_right += sum(e.language == r.language for e, r in zip(entries, results, strict=True))
+                for entry, text in zip(entries, texts[1:] + texts[:1], strict=True):
+                    pairs["shuffled"][entry.language].append((entry.text, text))
+    rates = {name: {code: _rate(code, p) for code, p in by.items()} for name, by in pairs.items()}
+    figures = {name: float(np.mean(list(by.values()))) for name, by in rates.items()}
+    figures.update({f"noise8_{code}": rate for code, rate in sorted(rates["noise8"].items())})
+    figures["gap"] = figures["shuffled"] - figures["noise8"]
+    figures["language_accuracy"] = n_right / len(dataset)
+    return figures
+
+
+def _rate(language: str, pairs: list[tuple[str, str]]) -> float:
+    references, hypotheses = (list(side) for side in zip(*pairs, strict=True))
+    measure = jiwer.cer if language in ("hi", "zh") else jiwer.wer
+    return float(measure(references, hypotheses))
+
+
+def run(recipe: Recipe) -> None:
+    """Train the stage and write a whole checkpoint to ``checkpoint/`` in the output folder.
+
+    Args:
+        recipe: With ``stage: adapter``.
+
+    Raises:
+        RecipeError: If an option is unknown, missing or mistyped.
+        DataError: If a manifest cannot be read or holds nothing.
+        CheckpointError: If a frozen part cannot be loaded.
+    """
+    options = from_mapping(AdapterOptions, recipe.options, "options")
+    torch.manual_seed(recipe.training.seed)
+    model, processor = assemble(
+        options.backbone, options.audio_encoder, options.tokenizer, options.model
+    )
+    config: CanvasASRConfig = model.config
+    module = AdapterModel(
+        model, options, processor.token_id(config.audio_token), list(processor.language_ids(config).values())
+    )
+    if options.init:
+        load_trainable_state(module, Path(options.init))
+    train, dev = (
+        read_sources(
+            [from_mapping(ManifestSource, s, "options") for s in sources],
+            min_s=options.min_clip_s,
+            max_s=options.max_clip_s,
+        )
+        for sources in (options.train, options.dev)
+    )
+    extractor = processor.feature_extractor
+    dev_set = SpeechDataset(dev[: options.n_dev], extractor)
+    decoder = CanvasDecoder(model, processor)
+    trainer = StageTrainer(
+        module,
+        SpeechDataset(train, extractor, seed=recipe.training.seed, spec_augment=options.spec_augment),
+        [entry.duration_s for entry in train],
+        AdapterCollator(processor, config, options),
+        recipe.training,
+        recipe.output_dir,
+        lambda: judge(decoder, dev_set),
+    )
+    trainer.run()
+    save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=True)
