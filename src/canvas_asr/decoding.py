@@ -104,6 +104,7 @@ class CanvasDecoder:
         canvas_length: int | None = None,
         seed: int = 0,
         language: str | None = None,
+        drafts: Sequence[Sequence[int]] | None = None,
         on_pass: Callable[[int, Tensor], None] | None = None,
     ) -> list[Decoded]:
         """Decode one batch.
@@ -117,6 +118,7 @@ class CanvasDecoder:
             canvas_length: Tokens of the canvas; None takes the checkpoint's.
             seed: Of the noise.
             language: Code of all clips; None finds it.
+            drafts: Token ids to start from in place of the CTC reading, for ``init="draft"``.
             on_pass: Called after each pass with its number and the canvas.
 
         Returns:
@@ -129,9 +131,9 @@ class CanvasDecoder:
         tag = self._tag(language)
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens).float()
-        drafts = greedy_ctc(ctc, n_audio, config.blank_token_id)
+        readings = greedy_ctc(ctc, n_audio, config.blank_token_id)
         if steps == 0 and init == "draft":
-            return [Decoded(ids, [], language or "", 1.0 if language else 0.0, ids, 0, False) for ids in drafts]
+            return [Decoded(ids, [], language or "", 1.0 if language else 0.0, ids, 0, False) for ids in readings]
         options = SamplerConfig(steps, self._canvas(canvas_length), init, seed)
         prompts, n_prompt = pad_ids(self.processor.prompt_ids(config, n_audio.tolist()), 0)
         prompts, n_prompt = prompts.to(mel.device), n_prompt.to(mel.device)
@@ -146,7 +148,7 @@ class CanvasDecoder:
             options,
             clip_keys=clip_keys,
             tags=[tag] * len(mel),
-            drafts=drafts,
+            drafts=readings if drafts is None else drafts,
             on_pass=on_pass,
         )
         return [
@@ -155,7 +157,7 @@ class CanvasDecoder:
                 output.canvas.tolist(),
                 output.confidence.tolist(),
                 output.tag_probabilities.tolist(),
-                drafts,
+                readings,
                 strict=True,
             )
         ]
