@@ -19,14 +19,16 @@ _MAX_LETTERS = 5
 _LETTERS = dict(
     zip(
         "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-        "ei1 bi4 xi1 di4 yi4 ai2fu5 ji4 ei1chi5 ai4 zhei4 kai4 ai2le5 ai2mu5 en1 ou1 pi4 kiu1 a1er5 ai2si5 ti4 "
-        "you1 wei1 da2bu5liu5 ai2ke5si5 wai1 zei4".split(),
+        "ei1 bi4 xi1 di4 yi4 ai2fu5 ji4 ei1chi5 ai4 zhei4 kai4 ai2le5 ai2mu5 en1 ou1 pi4 kiu1 a1er5 ai2si5 "
+        "ti4 you1 wei1 da2bu5liu5 ai2ke5si5 wai1 zei4".split(),
         strict=True,
     )
 )
 _PAUSES = {"、": ",", "。": "."} | {mark: mark for mark in ",.;:?!"}  # full-width ones become ASCII first
 _GROUPED = re.compile(r"(?<!\d)\d{1,3}(?:[, ]\d{3})+(?!\d)")  # 100,000 and 100 000
-_NUMBER = re.compile(r"(?P<sign>(?<![\d.])[-−])?(?P<whole>\d+)(?:\.(?P<fraction>\d+))?(?P<percent>\s*%)?")
+_NUMBER = re.compile(
+    r"(?P<sign>(?<![\d.])[-\u2212])?(?P<whole>\d+)(?:\.(?P<fraction>\d+))?(?P<percent>\s*%)?"
+)
 _SYLLABLE = re.compile(r"[a-zê]+[1-5]")
 
 
@@ -69,7 +71,7 @@ def _latin(word: str, text: str) -> str:
     letters = unicodedata.normalize("NFD", word)
     letters = "".join(c for c in letters if not unicodedata.combining(c))
     if (not letters.isupper() and len(letters) > 1) or len(letters) > _MAX_LETTERS:
-        raise DataError(f"the Chinese voice cannot read the Latin word {word!r} in {text!r}; leave the sentence out")
+        raise DataError(f"the Chinese voice cannot read the Latin word {word!r} in {text!r}; leave it out")
     try:
         return " ".join(" ".join(_SYLLABLE.findall(_LETTERS[c])) for c in letters.upper())
     except KeyError as error:
@@ -90,11 +92,11 @@ def to_pinyin(text: str) -> str:
     plain = _GROUPED.sub(lambda match: re.sub("[, ]", "", match[0]), plain)
     plain = _NUMBER.sub(_spoken_number, plain)
 
-    def other(run: str) -> list[str]:
+    def other(run: str) -> str:
         pieces = re.findall(r"[^\W\d_]+|[^\w\s]", run)
-        return [_latin(p, text) if p[0].isalpha() else _PAUSES.get(p, "") for p in pieces]
+        return " ".join(_latin(p, text) if p[0].isalpha() else _PAUSES.get(p, "") for p in pieces)
 
-    syllables = lazy_pinyin(plain, style=Style.TONE3, neutral_tone_with_five=True, v_to_u=False, errors=other)
+    syllables = lazy_pinyin(plain, style=Style.TONE3, neutral_tone_with_five=True, errors=other)
     out: list[str] = []
     for piece in " ".join(syllables).split():
         if piece in _PAUSES:

@@ -1,109 +1,46 @@
-"""Sentences to utterances with varied voices, and to folders of WAV files with a manifest.
+"""Sentences to folders of WAV files with a manifest, by several processes, resumable.
 
-    Synthesizer("train").say("guten Morgen", "de", np.random.default_rng(0))
-    write_manifest("speech/train", [("guten Morgen", "de")], n=1)
+write_manifest("speech/train", [("guten Morgen", "de"), ("", "de")], seed=1, n_workers=4)
+synthesize_manifest("speech/train", {"de": "sentences.de.txt.gz"}, hours=10, n_workers=4)
 """
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import multiprocessing
 import os
 import wave
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
-from canvas_asr.errors import DataError
-from canvas_asr.synthesis import chinese, espeak
-from canvas_asr.synthesis.voices import SPLITS, voices
+from canvas_asr.audio import SAMPLE_RATE_HZ
+from canvas_asr.errors import DataError, OptionError
+from canvas_asr.synthesis.augment import AugmentationConfig
+from canvas_asr.synthesis.synthesizer import Synthesizer, Utterance
+from canvas_asr.synthesis.voices import ACCENTS
 
-SAMPLE_RATE_HZ = 16_000
-RATE_WPM = (130, 210)
-PITCH = (25, 75)
-PITCH_RANGE = (30, 70)
-RESAMPLING = 0.08
+__all__ = [
+    "ManifestSummary",
+    "Synthesizer",
+    "Utterance",
+    "read_sentences",
+    "synthesize_manifest",
+    "write_manifest",
+]
+
 MAX_FILES_PER_FOLDER = 1000
 MANIFEST = "manifest.jsonl"
 SKIPPED = "skipped.jsonl"
 OPTIONS = "options.json"
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One synthetic clip.
-
-    Attributes:
-        samples: float32, mono, 16 kHz, in [-1, 1], (N,).
-        text: What is said, as written.
-        language: One of en, de, fr, es, hi, zh.
-        voice: Voice that said it.
-        phonemes: (symbol, start in seconds) in order of time, "" is silence; None if the voice gives none.
-    """
-
-    samples: NDArray[np.float32]
-    text: str
-    language: str
-    voice: str
-    phonemes: list[tuple[str, float]] | None
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return len(self.samples) / SAMPLE_RATE_HZ
-
-
-def spoken_text(text: str, language: str) -> str:
-    """What the synthesiser is given for a written sentence (pinyin for Chinese)."""
-    return chinese.to_pinyin(text) if language == "zh" else text
-
-
-class Synthesizer:
-    """Says sentences in randomly drawn voices of one split.
-
-    Args:
-        split: "train", "test" (held-out speakers) or "test-accent" (held-out accents too).
-        seed: Seeds the generator used when `say` is not given one.
-
-    Raises:
-        DataError: If the split is unknown.
-    """
-
-    def __init__(self, split: str = "train", seed: int = 0) -> None:
-        if split not in SPLITS:
-            raise DataError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
-        self.split = split
-        self._rng = np.random.default_rng(seed)
-
-    def say(self, text: str, language: str, rng: np.random.Generator | None = None) -> Utterance:
-        """Say a sentence in a voice, rate, pitch and playback speed drawn from ``rng``.
-
-        Raises:
-            DataError: If the language has no voice in this split, the library is missing, the text cannot be
-                read, or nothing in it is spoken.
-        """
-        rng = self._rng if rng is None else rng
-        choices = voices(language, self.split)
-        voice = choices[int(rng.integers(len(choices)))]
-        rate = int(rng.integers(RATE_WPM[0], RATE_WPM[1] + 1))
-        pitch = int(rng.integers(PITCH[0], PITCH[1] + 1))
-        pitch_range = int(rng.integers(PITCH_RANGE[0], PITCH_RANGE[1] + 1))
-        speed = float(rng.uniform(1 - RESAMPLING, 1 + RESAMPLING))
-        speech = espeak.say(spoken_text(text, language), voice, rate, pitch, pitch_range)
-        if not any(symbol for _, symbol in speech.phonemes):
-            raise DataError(f"nothing in {text!r} is spoken in {language!r}; leave the sentence out")
-        rate_hz = speech.sample_rate_hz * speed
-        samples = soxr.resample(speech.samples.astype(np.float32) / 32768.0, rate_hz, SAMPLE_RATE_HZ, quality="MQ")
-        phonemes = [(symbol, start / rate_hz) for start, symbol in speech.phonemes]
-        return Utterance(np.clip(samples, -1.0, 1.0).astype(np.float32), text, language, voice, phonemes)
 
 
 def write_wav(path: Path, samples: NDArray[np.float32]) -> None:
@@ -125,7 +62,7 @@ class ManifestSummary:
         n_skipped: Sentences that could not be said; listed with reasons in ``skipped.jsonl``.
         hours: Audio in the manifest.
         complete: Whether the asked number or hours were reached before the sentences ran out.
-        skipped: How many sentences were skipped for each kind of reason.
+        reasons: How many sentences were skipped for each kind of reason.
     """
 
     n_written: int = 0
@@ -133,74 +70,68 @@ class ManifestSummary:
     n_skipped: int = 0
     hours: float = 0.0
     complete: bool = False
-    skipped: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def count(self, record: Mapping[str, Any]) -> None:
+        """Add one line of the manifest or of the skipped sentences."""
+        if "audio" in record:
+            self.n_written += 1
+            self.hours += record["duration"] / 3600
+        else:
+            self.n_skipped += 1
+            reason = record["reason"].split(" in ")[0]
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What decides the audio of sentence i."""
+
+    split: str
+    seed: int
+    recorded_share: float
+    augmentation: AugmentationConfig | None
+
+    def synthesizer(self) -> Synthesizer:
+        return Synthesizer(self.split, recorded_share=self.recorded_share, augmentation=self.augmentation)
 
 
 @dataclass(frozen=True)
 class _Job:
     folder: str
-    split: str
-    seed: int
+    options: _Options
     sentences: tuple[tuple[int, str, str], ...]  # (index, text, language)
-
-
-def _audio_path(index: int, language: str) -> str:
-    return f"{index // MAX_FILES_PER_FOLDER:05d}/{language}-{index:08d}.wav"
 
 
 def _run_job(job: _Job) -> list[dict[str, Any]]:
     """Synthesise a run of sentences; a record without "audio" is a skipped sentence with its reason."""
-    synthesizer = Synthesizer(job.split)
+    synthesizer = job.options.synthesizer()
     records: list[dict[str, Any]] = []
     for index, text, language in job.sentences:
         record: dict[str, Any] = {"index": index, "text": text, "language": language}
         try:
-            utterance = synthesizer.say(text, language, np.random.default_rng((job.seed, index)))
+            utterance = synthesizer.say(text, language, np.random.default_rng((job.options.seed, index)))
         except DataError as error:
             records.append({**record, "reason": str(error)})
             continue
-        audio = _audio_path(index, language)
+        audio = f"{index // MAX_FILES_PER_FOLDER:05d}/{language}-{index:08d}.wav"
         path = Path(job.folder, audio)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_wav(path, utterance.samples)
-        phonemes = utterance.phonemes
         record |= {
             "audio": audio,
             "speaker": utterance.voice,
             "duration": round(utterance.duration_s, 4),
-            "split": job.split,
-            "phonemes": None if phonemes is None else [[symbol, round(start, 4)] for symbol, start in phonemes],
+            "split": job.options.split,
+            "phonemes": [[symbol, round(start, 4)] for symbol, start in utterance.phonemes],
         }
         records.append(record)
     return records
 
 
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Complete lines of a JSON-lines file; a line cut by a kill is removed from the file."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        path.write_bytes(whole)
-    return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-
-
-def _check_options(folder: Path, options: dict[str, Any]) -> None:
-    path = folder / OPTIONS
-    if path.exists():
-        earlier = json.loads(path.read_text("utf-8"))
-        if earlier != options:
-            raise DataError(f"{path} was written with {earlier}, not {options}; use another folder or equal options")
-    elif (folder / MANIFEST).exists():
-        raise DataError(f"{folder} has a {MANIFEST} but no {OPTIONS}; it was not written here, use another folder")
-    else:
-        path.write_text(json.dumps(options), "utf-8")
-
-
 def _results(jobs: Iterator[_Job], n_workers: int) -> Iterator[list[dict[str, Any]]]:
     """Results in the order of the jobs, with at most a few jobs ahead of the reader."""
-    if n_workers <= 1:
+    if n_workers == 1:
         yield from map(_run_job, jobs)
         return
     # spawn: the caller may have threads (torch), which a fork would copy half-alive.
@@ -217,6 +148,61 @@ def _results(jobs: Iterator[_Job], n_workers: int) -> Iterator[list[dict[str, An
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class _Folder:
+    """The files of one manifest, and what earlier runs left there."""
+
+    def __init__(self, path: Path, options: _Options) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._check(json.loads(json.dumps(asdict(options))))
+        self.earlier = {r["index"]: r for name in (MANIFEST, SKIPPED) for r in self._read(name)}
+
+    def _check(self, options: dict[str, Any]) -> None:
+        file = self.path / OPTIONS
+        if file.exists():
+            earlier = json.loads(file.read_text("utf-8"))
+            if earlier != options:
+                names = ", ".join(k for k in options if earlier.get(k) != options[k])
+                raise DataError(
+                    f"{file}: written with other options ({names}); use another folder or equal options"
+                )
+        elif (self.path / MANIFEST).exists():
+            raise DataError(f"{self.path}: has a {MANIFEST} that was not written here; use another folder")
+        else:
+            file.write_text(json.dumps(options, indent=1) + "\n", "utf-8")
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        """Complete lines of a JSON-lines file; a line cut by a kill is removed from the file."""
+        file = self.path / name
+        if not file.exists():
+            return []
+        data = file.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) != len(data):
+            file.write_bytes(whole)
+        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+
+    def missing(self, sentences: Iterable[tuple[str, str]]) -> Iterator[tuple[int, str, str]]:
+        """Sentences not yet done, with their places.
+
+        Raises:
+            DataError: If a sentence differs from what stood in its place before.
+        """
+        for index, (text, language) in enumerate(sentences):
+            record = self.earlier.get(index)
+            if record is None:
+                yield index, text, language
+            elif (record["text"], record["language"]) != (text, language):
+                was = record["text"]
+                raise DataError(f"{self.path}: sentence {index} was {was!r}, is {text!r}; use another folder")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line of the manifest, or of the skipped sentences."""
+        name = MANIFEST if "audio" in record else SKIPPED
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
 def write_manifest(
     out_dir: str | os.PathLike[str],
     sentences: Iterable[tuple[str, str]],
@@ -226,76 +212,151 @@ def write_manifest(
     split: str = "train",
     seed: int = 0,
     n_workers: int = 1,
+    recorded_share: float = 0.0,
+    augmentation: AugmentationConfig | None = None,
     chunk: int = 32,
 ) -> ManifestSummary:
     """Write 16-bit WAV files of at most 1,000 a folder, and ``manifest.jsonl`` with text and phonemes.
 
-    Sentence i is said the same way for the same seed, whatever the number of workers. Called again with the same
-    arguments on the same folder, it goes on where it was stopped. Sentences that cannot be said are listed in
-    ``skipped.jsonl`` and counted.
+    Sentence i gets the same voice, rate and pitch for the same options, whatever the number of workers.
+    Called again with the same arguments on the same folder, it goes on where it was stopped. Sentences that
+    cannot be said are listed in ``skipped.jsonl`` and counted.
 
     Args:
         out_dir: Folder, made if missing.
-        sentences: (text, language) pairs; the same, in the same order, when resuming.
+        sentences: (text, language) pairs; the same, in the same order, when resuming. An empty text is a clip
+            without speech.
         n: Stop after this many utterances.
         hours: Stop when this much audio is written; with neither, all sentences are said.
         split: Voices of "train", "test" or "test-accent".
-        seed: Seed of voices, rates and pitches.
+        seed: Seed of voices, rates, pitches and augmentation.
         n_workers: Processes; 1 works in this process.
+        recorded_share: Share of voices made from recordings, where a language has them.
+        augmentation: Noise, rooms and so on; None leaves clips clean.
         chunk: Sentences given to a worker at a time.
 
     Raises:
-        DataError: If an option is out of range, or the folder was written with other options or sentences.
+        OptionError: If an option is out of range.
+        DataError: If the folder was written with other options or sentences, or no engine is installed.
     """
-    if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
     if (n is not None and n < 1) or (hours is not None and not hours > 0) or n_workers < 1 or chunk < 1:
-        raise DataError("n, hours, n_workers and chunk must be positive")
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_options(folder, {"split": split, "seed": seed})
-    earlier = {r["index"]: r for name in (MANIFEST, SKIPPED) for r in _read_records(folder / name)}
+        raise OptionError("n, hours, n_workers and chunk must be positive")
+    options = _Options(split, seed, recorded_share, augmentation)
+    options.synthesizer()  # refuses bad options before anything is written
+    folder = _Folder(Path(out_dir), options)
     summary = ManifestSummary()
+    for record in folder.earlier.values():
+        summary.count(record)
+    summary.n_earlier = summary.n_written
 
     def full() -> bool:
         return (n is not None and summary.n_written >= n) or (hours is not None and summary.hours >= hours)
 
-    def fresh() -> Iterator[tuple[int, str, str]]:
-        for index, (text, language) in enumerate(sentences):
-            record = earlier.get(index)
-            if record is None:
-                yield index, text, language
-            elif (record["text"], record["language"]) != (text, language):
-                raise DataError(f"sentence {index} of {folder} is {record['text']!r}, not {text!r}: other sentences")
-
     def jobs() -> Iterator[_Job]:
-        waiting = fresh()
-        while block := tuple(itertools.islice(waiting, chunk)):
-            yield _Job(str(folder), split, seed, block)
+        waiting = folder.missing(sentences)
+        while not full() and (block := tuple(itertools.islice(waiting, chunk))):
+            yield _Job(str(folder.path), options, block)
 
-    for record in earlier.values():
-        _count(summary, record)
-    summary.n_earlier = summary.n_written
-    if not full():
-        with open(folder / MANIFEST, "a", encoding="utf-8") as kept, open(folder / SKIPPED, "a", encoding="utf-8") as no:
-            for record in itertools.chain.from_iterable(_results(jobs(), n_workers)):
-                if full():
-                    if "audio" in record:  # made ahead of the limit
-                        (folder / record["audio"]).unlink()
-                    continue
-                file = kept if "audio" in record else no
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                file.flush()
-                _count(summary, record)
+    for record in itertools.chain.from_iterable(_results(jobs(), n_workers)):
+        if not full():
+            folder.append(record)
+            summary.count(record)
+        elif "audio" in record:  # made ahead of the limit
+            (folder.path / record["audio"]).unlink()
     summary.complete = full() or (n is None and hours is None)
     return summary
 
 
-def _count(summary: ManifestSummary, record: dict[str, Any]) -> None:
-    if "audio" in record:
-        summary.n_written += 1
-        summary.hours += record["duration"] / 3600
-    else:
-        summary.n_skipped += 1
-        reason = record["reason"].split(" in ")[0]
-        summary.skipped[reason] = summary.skipped.get(reason, 0) + 1
+def read_sentences(path: str | os.PathLike[str]) -> list[str]:
+    """Sentences of a text file, one a line, plain or gzip; empty lines are left out.
+
+    Raises:
+        DataError: If the file is missing, is not UTF-8 text, or holds no sentence.
+    """
+    try:
+        data = Path(path).read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as sentences, one a line ({error})") from error
+    sentences = [line.strip() for line in text.splitlines() if line.strip()]
+    if not sentences:
+        raise DataError(f"{path}: holds no sentence")
+    return sentences
+
+
+def mixed_sentences(
+    texts: Mapping[str, list[str]], seed: int, non_speech_share: float
+) -> Iterator[tuple[str, str]]:
+    """(text, language) without end: languages in turn, the sentences of each in a new order every round.
+
+    Args:
+        texts: Sentences of each language.
+        seed: Seed of the order.
+        non_speech_share: Share of pairs with an empty text.
+    """
+    rng = np.random.default_rng(seed)
+    orders: dict[str, deque[int]] = {language: deque() for language in texts}
+    while True:
+        for language, sentences in texts.items():
+            if rng.random() < non_speech_share:
+                yield "", language
+                continue
+            if not orders[language]:
+                orders[language].extend(rng.permutation(len(sentences)).tolist())
+            yield sentences[orders[language].popleft()], language
+
+
+def synthesize_manifest(
+    out_dir: str | os.PathLike[str],
+    texts: Mapping[str, str | os.PathLike[str]],
+    *,
+    n: int | None = None,
+    hours: float | None = None,
+    split: str = "train",
+    seed: int = 0,
+    n_workers: int = 1,
+    recorded_share: float = 0.3,
+    non_speech_share: float = 0.0,
+    augment: bool = False,
+    augmentation: AugmentationConfig | None = None,
+) -> ManifestSummary:
+    """Say sentences of text files, languages in equal numbers, into a manifest (`canvas-asr synth`).
+
+    Args:
+        out_dir: Folder, made if missing; the same call on the same folder resumes.
+        texts: A file of sentences, one a line, plain or gzip, for each language code.
+        n: Utterances in all.
+        hours: Hours of audio in all; give n, hours or both (the first reached counts).
+        split: Voices of "train", "test" or "test-accent".
+        seed: Seed of everything.
+        n_workers: Processes.
+        recorded_share: Share of voices made from recordings (flite, festival), where a language has them.
+        non_speech_share: Share of clips without speech, whose text is empty.
+        augment: Whether to add noise, rooms, colour and gain with the default strengths.
+        augmentation: Strengths other than the default; implies ``augment``.
+
+    Returns:
+        What was written; ``complete`` tells whether n or hours were reached.
+
+    Raises:
+        OptionError: If an option is out of range, or neither n nor hours is given.
+        DataError: If a language or file is unusable, an engine is missing, or the folder holds other audio.
+    """
+    if n is None and hours is None:
+        raise OptionError("give n (utterances) or hours (of audio)")
+    if not 0 <= non_speech_share < 1:
+        raise OptionError(f"non_speech_share must lie in [0, 1), not {non_speech_share}")
+    unknown = sorted(set(texts) - set(ACCENTS))
+    if unknown or not texts:
+        raise DataError(
+            f"no synthetic voice for {', '.join(unknown) or 'no language'}; choose from {', '.join(ACCENTS)}"
+        )
+    if augment and augmentation is None:
+        augmentation = AugmentationConfig()
+    pairs = mixed_sentences(
+        {lang: read_sentences(path) for lang, path in texts.items()}, seed, non_speech_share
+    )
+    return write_manifest(
+        out_dir, pairs, n=n, hours=hours, split=split, seed=seed, n_workers=n_workers,
+        recorded_share=recorded_share, augmentation=augmentation,
+    )  # fmt: skip

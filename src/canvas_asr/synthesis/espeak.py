@@ -5,8 +5,12 @@
 Needs libespeak-ng.so.1 (Debian: apt-get install espeak-ng). The library keeps one global state per process;
 `say` and `text_to_phonemes` open it lazily, again after a fork, and serialise threads.
 
-Symbols are espeak-ng's IPA names without stress. "" is silence. Mandarin tones are their own symbols after the
-syllable's vowel (espeak-ng's events leave them out; its text side knows them).
+Symbols are espeak-ng's IPA names without stress. "" is silence. Mandarin tones are symbols of their own after
+the syllable's vowel (espeak-ng's events leave them out; its text side knows them).
+
+The library also remembers what it said: the phase of its voice source and, now and then, the length of
+vowels. The same call gives the same symbols, but samples only after the same earlier calls, and durations
+within a few percent.
 """
 
 from __future__ import annotations
@@ -15,16 +19,15 @@ import ctypes
 import os
 import re
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from canvas_asr.errors import DataError
+from canvas_asr.synthesis.speech import Speech
 
 LIBRARY = "libespeak-ng.so.1"
 INSTALL_HINT = "install it with: apt-get install espeak-ng"
-SILENCE = ""
 # Chao tone letters for the tones that espeak-ng writes as 55, 35, 214, 51 and 11 (neutral).
 TONES = {"55": "˥", "35": "˧˥", "214": "˨˩˦", "51": "˥˩", "11": "˩"}
 
@@ -67,21 +70,6 @@ class _Event(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Speech:
-    """What the synthesiser made of one text.
-
-    Attributes:
-        samples: int16, (N,).
-        sample_rate_hz: Rate of ``samples`` (22050 for every espeak-ng voice).
-        phonemes: (start sample, symbol) in order of time; "" is silence.
-    """
-
-    samples: NDArray[np.int16]
-    sample_rate_hz: int
-    phonemes: list[tuple[int, str]]
-
-
 class _Library:
     """The opened library of one process."""
 
@@ -107,7 +95,9 @@ class _Library:
         self._callback = callback_type(self._on_audio)  # kept: the library holds only its address
         self._lib.espeak_SetSynthCallback(self._callback)
 
-    def _on_audio(self, wav: ctypes._Pointer[ctypes.c_short], n_samples: int, events: ctypes._Pointer[_Event]) -> int:
+    def _on_audio(
+        self, wav: ctypes._Pointer[ctypes.c_short], n_samples: int, events: ctypes._Pointer[_Event]
+    ) -> int:
         if wav and n_samples > 0:
             self._chunks.append(np.ctypeslib.as_array(wav, (n_samples,)).copy())
         i = 0
@@ -182,9 +172,10 @@ def _encode(text: str) -> bytes:
 def _plain(name: str, language: str) -> str:
     """A name as both sides of the library would give it."""
     name = _DOUBLED.sub(r"\1", _STRESS.sub("", name))
-    if name.endswith("ː") and (not _LONG_ORAL_VOWEL.match(name) or (language == "fr" and name in _FRENCH_SHORT)):
-        return name[:-1]
-    return name
+    if not name.endswith("ː"):
+        return name
+    long = _LONG_ORAL_VOWEL.match(name) and not (language == "fr" and name in _FRENCH_SHORT)
+    return name if long else name[:-1]
 
 
 def _names(library: _Library, text: bytes, voice: str) -> list[tuple[str, str]]:
@@ -225,7 +216,7 @@ def say(text: str, voice: str, rate_wpm: int = 160, pitch: int = 50, pitch_range
 
     Args:
         text: One sentence; Mandarin as pinyin with tone digits.
-        voice: An espeak-ng voice name such as ``en-us`` or ``de+f3``.
+        voice: An espeak-ng voice name such as ``en-us`` or ``de+f3`` (an unknown variant is ignored).
         rate_wpm: Words a minute, 80 to 450.
         pitch: Base pitch, 0 to 99.
         pitch_range: Liveliness of the intonation, 0 (monotone) to 99.
@@ -239,7 +230,11 @@ def say(text: str, voice: str, rate_wpm: int = 160, pitch: int = 50, pitch_range
         library.set_voice(voice)
         samples, events = library.synthesise(data, rate_wpm, pitch, pitch_range)
         tones = _names(library, data, voice) if voice.startswith("cmn") else None
-    events = [(start, _plain(name, voice[:2])) for start, name in events if not name.startswith("(")]
+    events = [
+        (start, _plain(name, voice[:2]))
+        for start, name in events
+        if not name.startswith("(") and start < len(samples)
+    ]
     if tones is not None:
         events = _with_tones(events, tones, len(samples))
     return Speech(samples, library.sample_rate_hz, events)

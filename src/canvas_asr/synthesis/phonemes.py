@@ -1,7 +1,7 @@
 """The fixed list of phoneme symbols, their numbers, and labels for the frames of a clip.
 
-The list is what espeak-ng 1.51 says in all voices of `voices.py` over about 2,000 sentences of each language, plus the
-five Mandarin tones. Order is part of trained checkpoints: append, never sort again.
+The list is what espeak-ng 1.51 says in all voices of `voices.py` over about 2,000 sentences of each language,
+plus the five Mandarin tones. Order is part of trained checkpoints: append, never sort again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SILENCE = ""
+from canvas_asr.synthesis.speech import SILENCE
+
 UNKNOWN = "<unk>"
 
 # fmt: off
@@ -33,12 +34,12 @@ PHONEMES: tuple[str, ...] = (
 
 _INDEX = {symbol: i for i, symbol in enumerate(PHONEMES)}
 UNKNOWN_INDEX = _INDEX[UNKNOWN]
-# Removed one kind after the other until the rest is a known symbol: stress, length, espeak-ng's variant marks.
+# Removed one kind after the other until the rest is known: stress, length, espeak-ng's variant marks, glides.
 _MODIFIERS = ("ˈˌ'", "ː", "-.", "ʲʷʰ")
 
 
 def phoneme_index(symbol: str) -> int:
-    """Number of a symbol; symbols not in the list lose stress, length, marks and diacritics, else are unknown.
+    """Number of a symbol; one not in the list loses stress, length, marks and diacritics, or is unknown.
 
     Args:
         symbol: An IPA symbol as `espeak.say` gives it; "" is silence.

@@ -1,0 +1,25 @@
+"""What every synthesis engine returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SILENCE = ""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What an engine made of one text.
+
+    Attributes:
+        samples: int16, (N,).
+        sample_rate_hz: Rate of ``samples``.
+        phonemes: (start sample, IPA symbol) in order of time; "" is silence.
+    """
+
+    samples: NDArray[np.int16]
+    sample_rate_hz: int
+    phonemes: list[tuple[int, str]]
