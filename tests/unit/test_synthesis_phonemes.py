@@ -138,14 +138,15 @@ def test_english_for_scheme_has_no_quotes() -> None:
         recorded.english_for_festival("… “”")
 
 
-def test_phones_become_ipa_scaled_to_the_audio() -> None:
+def test_phones_become_ipa_within_the_audio() -> None:
     phones = [
         Phone("pau", 0.5, False),
         Phone("aa", 1.0, True),
         Phone("r", 1.5, True),
         Phone("iy", 2.0, False),
     ]
-    assert to_ipa(phones, "en", 100, 100) == [(0, ""), (25, "ɑːɹ"), (75, "i")]
+    assert to_ipa(phones, "en", 200, 100) == [(0, ""), (50, "ɑːɹ"), (150, "i")]
+    assert to_ipa(phones, "en", 150, 100) == [(0, ""), (50, "ɑːɹ")]
     aspirated = [Phone("b", 0.5, False), Phone("h", 1.0, False), Phone("aa", 2.0, False)]
     assert to_ipa(aspirated, "hi", 200, 100) == [(0, "bʰ"), (100, "aː")]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,21 +74,24 @@ def hum_noise(n: int, rng: np.random.Generator) -> Samples:
     return _unit_rms(noise)
 
 
-def _speech_spectrum(f_hz: NDArray[np.floating[Any]], centre_hz: float) -> NDArray[np.floating[Any]]:
+def _speech_spectrum(f_hz: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Long-term amplitude spectrum of speech: flat to the first formant, then about -9 dB an octave."""
-    spectrum: NDArray[np.floating[Any]] = (f_hz > 80) / (1 + (f_hz / centre_hz) ** 1.5)
+    spectrum: NDArray[np.floating[Any]] = (f_hz > 80) / (1 + (f_hz / 600) ** 1.5)
     return spectrum
 
 
-def babble_noise(n: int, rng: np.random.Generator, n_talkers: int = 6) -> Samples:
+def babble_noise(n: int, rng: np.random.Generator, n_talkers: int = 5) -> Samples:
     """Talkers too many to follow: speech-shaped noises that rise and fall with syllables, RMS 1, (n,)."""
+    noise = _shaped_noise(n * n_talkers, _speech_spectrum, rng).reshape(n_talkers, n)
+    coarse = np.arange(0, n + 160, 160)  # envelopes every 10 ms
     total = np.zeros(n, np.float32)
-    t = np.arange(n) / SAMPLE_RATE_HZ
-    for _ in range(n_talkers):
-        centre_hz, syllables_hz = rng.uniform(350, 900), rng.uniform(2.5, 5.5)
-        voice = _shaped_noise(n, partial(_speech_spectrum, centre_hz=centre_hz), rng)
-        envelope = 0.5 + 0.5 * np.sin(2 * np.pi * (syllables_hz * t + rng.random() + 0.3 * np.sin(0.7 * t)))
-        total += (voice * envelope**2).astype(np.float32)
+    for talker in noise:
+        syllables_hz, drift_hz, phase = rng.uniform(2.5, 5.5), rng.uniform(0.05, 0.3), rng.uniform(0, 6.28)
+        t = coarse / SAMPLE_RATE_HZ
+        envelope = 0.5 + 0.5 * np.sin(
+            2 * np.pi * syllables_hz * t + phase + 3 * np.sin(2 * np.pi * drift_hz * t)
+        )
+        total += talker * np.interp(np.arange(n), coarse, envelope**2).astype(np.float32)
     return _unit_rms(total)
 
 

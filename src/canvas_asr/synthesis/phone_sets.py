@@ -56,18 +56,17 @@ def to_ipa(
     Args:
         phones: In order of time.
         language: "en" or "hi".
-        n_samples: Length of the audio. Diphone voices miss their planned durations by up to 3 %, so the times
-            are scaled to end with the audio.
+        n_samples: Length of the audio. Diphone voices cut the last pause short, so phones may lie beyond it: these
+            are left out.
         sample_rate_hz: Rate of the audio.
     """
     names, merged = (_ENGLISH, _ENGLISH_MERGED) if language == "en" else (_HINDI, _HINDI_MERGED)
     unstressed: Mapping[str, str] = _ENGLISH_UNSTRESSED if language == "en" else {}
-    if not phones or phones[-1].end_s <= 0:
-        return []
-    scale = n_samples / phones[-1].end_s
     out: list[tuple[int, str]] = []
     start = 0
     for phone in phones:
+        if start >= n_samples:
+            break
         symbol = names.get(phone.name, phone.name)
         if not phone.stressed:
             symbol = unstressed.get(phone.name, symbol)
@@ -76,5 +75,5 @@ def to_ipa(
             out[-1] = (out[-1][0], merged[pair])
         else:
             out.append((start, symbol))
-        start = round(phone.end_s * scale)
+        start = round(phone.end_s * sample_rate_hz)
     return out
