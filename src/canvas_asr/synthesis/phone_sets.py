@@ -56,8 +56,7 @@ def to_ipa(
     Args:
         phones: In order of time.
         language: "en" or "hi".
-        n_samples: Length of the audio. Diphone voices cut the last pause short, so phones may lie beyond it: these
-            are left out.
+        n_samples: Length of the audio. Diphone voices cut the last pause short: phones beyond are left out.
         sample_rate_hz: Rate of the audio.
     """
     names, merged = (_ENGLISH, _ENGLISH_MERGED) if language == "en" else (_HINDI, _HINDI_MERGED)
