@@ -14,7 +14,6 @@ from typing import Any
 import jiwer
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -28,7 +27,7 @@ from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
 from .losses import ctc_loss
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
-from .trainer import StageTrainer
+from .trainer import StageTrainer, load_trainable_state
 
 IGNORED = -100
 
@@ -197,7 +196,7 @@ def run(recipe: Recipe) -> None:
     config = WhisperConfig(**options.encoder)
     model = AcousticModel(config, len(tokenizer), options)
     if options.init:
-        model.load_state_dict(load_file(options.init), strict=False)
+        load_trainable_state(model, Path(options.init))
     train, dev = (
         read_sources([from_mapping(ManifestSource, s, "options") for s in sources], max_s=options.max_clip_s)
         for sources in (options.train, options.dev)

@@ -48,12 +48,14 @@ class AdapterOptions:
         ctc_weight: Weight of the CTC loss; 0 switches it off.
         canvas_choices: Canvas lengths beside the shortest that fits.
         p_long_canvas: How often a longer canvas is chosen.
-        init: A ``trained.safetensors`` of an earlier run of this stage; empty starts anew.
+        init: A ``trained.safetensors`` of an earlier run of this stage; empty starts anew. What it does not
+            hold keeps its own start, so that joint fine-tuning can follow adapter training.
         min_clip_s: Shorter clips are left out.
         max_clip_s: Longer clips are left out.
         n_dev: Development clips decoded at each evaluation.
         spec_augment: Masks on the features.
-        train_audio_encoder: Joint fine-tuning: the audio encoder learns too.
+        train_audio_encoder: Joint fine-tuning (d): the audio encoder learns too.
+        train_backbone: Joint fine-tuning (d): the backbone learns too, its experts' routers apart.
     """
 
     tokenizer: Path
@@ -72,6 +74,7 @@ class AdapterOptions:
     n_dev: int = 120
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
     train_audio_encoder: bool = False
+    train_backbone: bool = False
 
 
 class AdapterModel(nn.Module):
@@ -92,6 +95,9 @@ class AdapterModel(nn.Module):
         self.audio_id = audio_id
         self.tags = list(tags)
         model.audio_encoder.requires_grad_(options.train_audio_encoder)
+        if options.train_backbone:
+            for name, parameter in model.backbone.named_parameters():
+                parameter.requires_grad_("vision" not in name and ".router." not in name)
 
     def forward(
         self,
@@ -262,7 +268,7 @@ def run(recipe: Recipe) -> None:
         model, options, processor.token_id(config.audio_token), list(processor.language_ids(config).values())
     )
     if options.init:
-        load_trainable_state(module, Path(options.init))
+        load_trainable_state(module, Path(options.init), partial=True)
     train, dev = (
         read_sources(
             [from_mapping(ManifestSource, s, "options") for s in sources],

@@ -15,7 +15,6 @@ from typing import Any
 import jiwer
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedTokenizerBase
@@ -32,7 +31,7 @@ from .recipe import Recipe, from_mapping
 from .sentences import read_sentences
 from .text_noise import Pieces
 from .text_tasks import TextExample, TextTaskOptions, TextTasks, espeak_phonemes, repair_case
-from .trainer import StageTrainer
+from .trainer import StageTrainer, load_trainable_state
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -69,7 +68,7 @@ class TextModel(nn.Module):
     """The backbone with the two denoising losses."""
 
     def __init__(self, backbone: DiffusionGemmaForBlockDiffusion, objective: ObjectiveOptions) -> None:
-        """Keep both; the vision tower and the experts' routers stay as they are."""
+        """Keep both; the vision tower stays as it is."""
         super().__init__()
         self.backbone = backbone
         self.objective = objective
@@ -212,7 +211,7 @@ def run(recipe: Recipe) -> None:
     torch.manual_seed(recipe.training.seed)
     model = TextModel(build_backbone(DiffusionGemmaConfig(**options.backbone)), options.objective)
     if options.init:
-        model.load_state_dict(load_file(options.init), strict=False)
+        load_trainable_state(model, Path(options.init))
 
     def fitting(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         limit = options.max_target_tokens - 1

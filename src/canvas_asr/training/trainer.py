@@ -106,18 +106,20 @@ def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def load_trainable_state(module: nn.Module, path: Path) -> None:
+def load_trainable_state(module: nn.Module, path: Path, *, partial: bool = False) -> None:
     """Load what :func:`trainable_state` gave.
 
     Args:
         module: A module of the same geometry.
         path: A safetensors file.
+        partial: Whether the file may lack some of the module's parameters.
 
     Raises:
         CheckpointError: If names or shapes differ.
     """
     state, own = load_file(path), trainable_state(module)
-    wrong = sorted(set(state) ^ set(own)) or [k for k in own if state[k].shape != own[k].shape]
+    wrong = sorted(set(state) - set(own) if partial else set(state) ^ set(own))
+    wrong += [name for name in state if name in own and state[name].shape != own[name].shape]
     if wrong:
         raise CheckpointError(f"{path}: tensor {wrong[0]!r} does not fit this stage's model.")
     module.load_state_dict(state, strict=False)
