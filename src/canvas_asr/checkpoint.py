@@ -10,19 +10,24 @@ Tensors are read from safetensors only; nothing unpickles.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     DiffusionGemmaForBlockDiffusion,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     WhisperFeatureExtractor,
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import logging
 
 from .configuration import CanvasASRConfig
 from .errors import CheckpointError
@@ -31,24 +36,82 @@ from .processing import CanvasASRProcessor
 
 ADAPTER_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.json"
+FEATURES_NAME = "preprocessor_config.json"
 
 # A stock Whisper checkpoint holds its encoder under this prefix.
 _WHISPER_KEYS = {r"^model\.encoder\.": ""}
 
 
+# What transformers and its libraries raise for files that they cannot make sense of.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hold back the progress bars and advice of transformers: what is wrong is raised, as one sentence."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _cannot_load(source: str | Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())  # some span lines
+    kind = f"no key {reason}" if isinstance(error, KeyError) else reason
+    return CheckpointError(f"{source}: cannot be loaded ({kind}).")
+
+
 def _load_part(cls: Any, source: str, **options: Any) -> Any:
     """Load a frozen part and refuse one with missing or misshaped tensors."""
     try:
-        model, report = cls.from_pretrained(source, output_loading_info=True, **options)
+        with _quietly():
+            model, report = cls.from_pretrained(
+                source,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the tensor's name
+                use_safetensors=True,
+                **options,
+            )
     except SafetensorError as error:
         raise CheckpointError(f"{source}: its weights are damaged ({error}); fetch them again.") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{source}: cannot be loaded ({error}).") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{source}: a tensor does not fit its configuration ({error}).") from error
-    if report["missing_keys"]:
-        raise CheckpointError(f"{source}: tensor {sorted(report['missing_keys'])[0]!r} is missing.")
+    except (*_UNREADABLE, RuntimeError) as error:
+        raise _cannot_load(source, error) from error
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{source}: tensor {name!r} has shape {tuple(found)}; its config.json says {tuple(expected)}."
+        )
+    for name in sorted(report["missing_keys"]):
+        raise CheckpointError(f"{source}: tensor {name!r} is missing.")
     return model
+
+
+def _part_source(folder: Path, name: str) -> str:
+    """Where a frozen part lies: in a folder of the checkpoint, or where its name says."""
+    if (folder / name).is_dir():
+        return str(folder / name)
+    if "/" not in name:
+        raise CheckpointError(
+            f"{folder / name}: no such folder; the checkpoint is not whole, fetch it again."
+        )
+    return name
+
+
+def _load_tokenizer(source: str | Path, config: CanvasASRConfig) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose ids the backbone has."""
+    with _quietly():
+        # Given the configuration, transformers does not guess at one from config.json.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), config=config)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the backbone {config.vocab_size}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer names no eos_token, which ends a text")
+    return tokenizer
 
 
 def assemble(
@@ -82,9 +145,9 @@ def assemble(
     beside = folder.parent if (folder.parent / "preprocessor_config.json").is_file() else folder
     try:
         extractor = WhisperFeatureExtractor.from_pretrained(str(beside))
-        processor = CanvasASRProcessor(extractor, AutoTokenizer.from_pretrained(str(tokenizer)))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{beside} or {tokenizer}: cannot be loaded ({error}).") from error
+        processor = CanvasASRProcessor(extractor, _load_tokenizer(tokenizer, config))
+    except _UNREADABLE as error:
+        raise _cannot_load(f"{beside} or {tokenizer}", error) from error
     return CanvasASRModel(config, backbone=frozen, audio_encoder=encoder), processor
 
 
@@ -177,6 +240,51 @@ def _persistent_buffers(part: PreTrainedModel) -> list[tuple[str, torch.Tensor]]
     return [(name, buffer) for name, buffer in part.named_buffers() if name in kept]
 
 
+def _load_processor(folder: Path, config: CanvasASRConfig) -> CanvasASRProcessor:
+    """Load tokenizer and feature extractor of a checkpoint folder.
+
+    Raises:
+        CheckpointError: Naming the file that is missing or unusable.
+    """
+    paths = folder / TOKENIZER_NAME, folder / FEATURES_NAME
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; the checkpoint is not whole, fetch it again.")
+    path = paths[0]
+    try:
+        tokenizer = _load_tokenizer(folder, config)
+        path = paths[1]
+        processor = CanvasASRProcessor(WhisperFeatureExtractor.from_pretrained(str(folder)), tokenizer)
+        path = folder / CONFIG_NAME
+        processor.prompt_ids(config, [1])
+        processor.language_ids(config)
+    except _UNREADABLE as error:
+        raise _cannot_load(path, error) from error
+    return processor
+
+
+def load_configuration(folder: Path) -> CanvasASRConfig:
+    """Read the configuration of a checkpoint folder, without its tensors.
+
+    Raises:
+        CheckpointError: If there is none, or it is not one of this package's, naming the file.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; give the folder of a canvas-asr checkpoint.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if kind != CanvasASRConfig.model_type:
+        raise CheckpointError(f"{path}: model_type is {kind!r}, not {CanvasASRConfig.model_type!r}.")
+    try:
+        return CanvasASRConfig.from_dict(fields)
+    except _UNREADABLE as error:
+        raise _cannot_load(path, error) from error
+
+
 def load_checkpoint(
     folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[CanvasASRModel, CanvasASRProcessor]:
@@ -193,25 +301,16 @@ def load_checkpoint(
     Raises:
         CheckpointError: Naming the file or the tensor that is missing or does not fit.
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; give the folder of a canvas-asr checkpoint.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
-    if fields.get("model_type") != CanvasASRConfig.model_type:
-        raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, not 'canvas_asr'.")
-    try:
-        config = CanvasASRConfig.from_dict(fields)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        extractor = WhisperFeatureExtractor.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({error}).") from error
+    config = load_configuration(folder)
+    processor = _load_processor(folder, config)
     backbone, encoder = (
-        _load_part(cls, str(folder / name) if (folder / name).is_dir() else name, dtype=dtype, **options)
+        _load_part(cls, _part_source(folder, name), dtype=dtype, **options)
         for cls, name, options in (
-            (DiffusionGemmaForBlockDiffusion, config.backbone, {"revision": config.backbone_revision or "main"}),
+            (
+                DiffusionGemmaForBlockDiffusion,
+                config.backbone,
+                {"revision": config.backbone_revision or "main"},
+            ),
             (
                 WhisperEncoder,
                 config.audio_encoder,
@@ -221,4 +320,4 @@ def load_checkpoint(
     )
     model = CanvasASRModel(config, backbone=backbone, audio_encoder=encoder).to(dtype)
     load_adapter(model, folder / ADAPTER_NAME)
-    return model.to(device).eval(), CanvasASRProcessor(extractor, tokenizer)
+    return model.to(device).eval(), processor
