@@ -22,6 +22,7 @@ from canvas_asr.decoding import greedy_ctc
 from canvas_asr.encoder import encode_audio, length_mask
 from canvas_asr.manifest import ManifestEntry
 from canvas_asr.processing import pad_ids, pad_mels
+from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
 
 from .losses import ctc_loss
@@ -51,6 +52,8 @@ class AcousticOptions:
         max_clip_s: Longer clips are left out.
         n_dev: Development clips decoded at each evaluation.
         spec_augment: Masks on the features.
+        augment: Whether training clips get noise, rooms, colour and gain.
+        augmentation: How strongly.
     """
 
     tokenizer: Path
@@ -67,6 +70,8 @@ class AcousticOptions:
     max_clip_s: float = 12.0
     n_dev: int = 180
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
+    augment: bool = False
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 class AcousticModel(nn.Module):
@@ -154,10 +159,11 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
     """Frame accuracy and, where CTC is trained, the character error rate of its greedy reading by language."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     accuracies = []
+    device = next(model.parameters()).device
     order = np.argsort([entry.duration_s for entry in dataset.entries])
     for start in range(0, len(order), 16):
         examples = [dataset[(0, int(i))] for i in order[start : start + 16]]
-        batch = collate(examples)
+        batch = {name: tensor.to(device) for name, tensor in collate(examples).items()}
         outputs = model(**batch)
         if "frame_accuracy" in outputs:
             accuracies.append(float(outputs["frame_accuracy"]))
@@ -202,7 +208,13 @@ def run(recipe: Recipe) -> None:
         for sources in (options.train, options.dev)
     )
     collate = AcousticCollator(tokenizer, 2 * options.hop_length / extractor.sampling_rate)
-    dataset = SpeechDataset(train, extractor, seed=recipe.training.seed, spec_augment=options.spec_augment)
+    dataset = SpeechDataset(
+        train,
+        extractor,
+        seed=recipe.training.seed,
+        augment=Augmenter(options.augmentation) if options.augment else None,
+        spec_augment=options.spec_augment,
+    )
     dev_set = SpeechDataset(dev[: options.n_dev], extractor)
     trainer = StageTrainer(
         model,

@@ -24,6 +24,7 @@ from canvas_asr.encoder import n_encoder_frames
 from canvas_asr.manifest import ManifestEntry
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
+from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 
 from .losses import ctc_loss
 from .objective import ObjectiveOptions, denoising_losses
@@ -54,6 +55,8 @@ class AdapterOptions:
         max_clip_s: Longer clips are left out.
         n_dev: Development clips decoded at each evaluation.
         spec_augment: Masks on the features.
+        augment: Whether training clips get noise, rooms, colour and gain.
+        augmentation: How strongly.
         train_audio_encoder: Joint fine-tuning (d): the audio encoder learns too.
         train_backbone: Joint fine-tuning (d): the backbone learns too, its experts' routers apart.
     """
@@ -73,6 +76,8 @@ class AdapterOptions:
     max_clip_s: float = 12.0
     n_dev: int = 120
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
+    augment: bool = False
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     train_audio_encoder: bool = False
     train_backbone: bool = False
 
@@ -223,7 +228,7 @@ def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
     for start in range(0, len(order), 16):
         examples = [dataset[(0, int(i))] for i in order[start : start + 16]]
         entries = [example["entry"] for example in examples]
-        mel, n_mel = pad_mels([example["mel"] for example in examples])
+        mel, n_mel = (tensor.to(decoder.model.device) for tensor in pad_mels([e["mel"] for e in examples]))
         for name, mode in modes.items():
             results = decoder(mel, n_mel, clip_keys=range(len(entries)), **mode)  # type: ignore[arg-type]
             texts = [decoder.processor.text(result.ids) for result in results]
@@ -282,7 +287,13 @@ def run(recipe: Recipe) -> None:
     decoder = CanvasDecoder(model, processor)
     trainer = StageTrainer(
         module,
-        SpeechDataset(train, extractor, seed=recipe.training.seed, spec_augment=options.spec_augment),
+        SpeechDataset(
+            train,
+            extractor,
+            seed=recipe.training.seed,
+            augment=Augmenter(options.augmentation) if options.augment else None,
+            spec_augment=options.spec_augment,
+        ),
         [entry.duration_s for entry in train],
         AdapterCollator(processor, config, options),
         recipe.training,
