@@ -21,8 +21,6 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeAlias
 
-import av
-import av.error
 import numpy as np
 import numpy.typing as npt
 import soundfile as sf
@@ -43,10 +41,6 @@ Samples: TypeAlias = npt.NDArray[np.float32]
 Block: TypeAlias = npt.NDArray[Any]  # (frames, channels)
 AudioSource: TypeAlias = "str | os.PathLike[str] | npt.NDArray[Any] | tuple[npt.NDArray[Any], int]"
 
-# PyAV before 19 refuses files with tags that are not UTF-8, unless told otherwise; 19 cannot be told.
-_TAG_OPTIONS: dict[str, Any] = (
-    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-)
 _PCM_TYPES = ("int8", "uint8", "int16", "int32")
 _REPAIR = "get the file again, or convert what is left of it with `ffmpeg -i FILE out.wav`"
 
@@ -225,10 +219,17 @@ def _read_av(file: BinaryIO, path: str) -> Iterator[tuple[Block, int]]:
     Raises:
         AudioError: If FFmpeg knows no such format, there is no audio in it, or it is damaged or cut off.
     """
+    # Here, not above: soundfile reads most files, and FFmpeg's libraries are many and large.
+    import av
+    import av.error
+
+    # PyAV before 19 refuses files with tags that are not UTF-8, unless told otherwise; 19 cannot be told.
+    old = int(av.__version__.split(".")[0]) < 19
+    tag_options: dict[str, Any] = {"metadata_errors": "replace"} if old else {}
     n_s = 0.0
     try:
         # No protocol is allowed, so that a playlist cannot make FFmpeg open other files or addresses.
-        with av.open(file, "r", options={"protocol_whitelist": "none"}, **_TAG_OPTIONS) as container:
+        with av.open(file, "r", options={"protocol_whitelist": "none"}, **tag_options) as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, av.AudioStream):
                 raise AudioError(f"{path}: has no audio in it; name an audio file, or a video with sound")

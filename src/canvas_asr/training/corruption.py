@@ -139,19 +139,21 @@ class Corruption:
         Returns:
             (B, C) int64.
         """
+        # On the CPU: row by row on a GPU, each row would wait for it several times.
+        device, canvas, n_text, levels = canvas.device, canvas.cpu(), n_text.cpu(), levels.cpu()
         base = canvas.clone()
         noise = levels.clone().float()
         for row in range(len(canvas)):
             kind = KINDS[int(kinds[row])]
             if kind == "draft" and drafts is not None:
-                base[row] = lay_out([drafts[row]], canvas.shape[1], self.eos)[0].to(canvas.device)
+                base[row] = lay_out([drafts[row]], canvas.shape[1], self.eos)[0]
             elif kind == "edits":
                 rate = self.options.max_edit_rate * float(torch.rand((), generator=generator))
                 edited = self.edit(canvas[row, : int(n_text[row])].tolist(), rate, generator)
-                base[row] = lay_out([edited], canvas.shape[1], self.eos)[0].to(canvas.device)
+                base[row] = lay_out([edited], canvas.shape[1], self.eos)[0]
             else:
                 continue
             # Half of the drafts stay as they are: inference starts from one without further noise.
             clean = bool(torch.rand((), generator=generator) < 0.5)
             noise[row] = 0.0 if clean else self.options.max_renoise * float(levels[row])
-        return self.uniform(base, noise, generator)
+        return self.uniform(base, noise, generator).to(device)

@@ -91,15 +91,14 @@ def ctc_loss(
         and the infeasible clips, (B,) bool, which have fewer states than their target needs and count zero.
     """
     n_clips, n_positions, _ = states.shape
-    valid_targets = length_mask(n_targets, targets.shape[1])
-    # One class per distinct id of a clip, so that a repeated id keeps its identity: CTC's repeat rule needs it.
-    columns = torch.full((n_clips, targets.shape[1] + 1), blank, dtype=torch.long, device=targets.device)
-    classes = torch.zeros_like(targets)
-    for row in range(n_clips):
-        ids, inverse = torch.unique(targets[row][valid_targets[row]], return_inverse=True)
-        columns[row, 1 : 1 + len(ids)] = ids
-        classes[row, : len(inverse)] = inverse + 1
-    n_distinct = classes.max(dim=1).values
+    # One class per distinct id of a clip, named by its first position: CTC's repeat rule needs a repeated id
+    # to keep its identity. No loop over clips, which would wait for a GPU at every one.
+    n_labels = targets.shape[1]
+    first = (targets[:, :, None] == targets[:, None, :]).int().argmax(dim=2)  # (B, U)
+    positions = torch.arange(n_labels, device=targets.device)
+    distinct = (first == positions) & length_mask(n_targets, n_labels)
+    columns = nn.functional.pad(targets, (1, 0), value=blank)
+    classes = first + 1
 
     def gather(part: Tensor, part_columns: Tensor) -> Tensor:
         logits = read(part).float()
@@ -112,7 +111,7 @@ def ctc_loss(
         for i in range(0, len(flat), chunk)
     ]
     log_probs = torch.cat(parts).reshape(n_clips, n_positions, -1)
-    unused = torch.arange(columns.shape[1], device=columns.device)[None, :] > n_distinct[:, None]
+    unused = nn.functional.pad(~distinct, (1, 0))
     log_probs = log_probs.masked_fill(unused[:, None, :], -1e4)
     mass = log_probs.logsumexp(dim=2, keepdim=True).clamp(max=-1e-6)
     rest = torch.log(-torch.expm1(mass))

@@ -56,12 +56,13 @@ def append_targets(prompt: Tensor, n_prompt: Tensor, targets: Tensor, n_targets:
     Returns:
         (B, L, D), L the longest row; padding is zero.
     """
-    length = int((n_prompt + n_targets).max())
-    rows = [
-        torch.cat([p[:n], t[:u], p.new_zeros(length - n - u, p.shape[1])])
-        for p, n, t, u in zip(prompt, n_prompt.tolist(), targets, n_targets.tolist(), strict=True)
-    ]
-    return torch.stack(rows)
+    n_places, n_padded = prompt.shape[1], prompt.shape[1] + targets.shape[1]
+    source = torch.cat([prompt, targets, prompt.new_zeros(len(prompt), 1, prompt.shape[2])], dim=1)
+    ends = (n_prompt + n_targets)[:, None]
+    places = torch.arange(int(ends.max()), device=prompt.device)[None, :]
+    index = torch.where(places < n_prompt[:, None], places, n_places + places - n_prompt[:, None])
+    index = index.masked_fill(places >= ends, n_padded)
+    return source.gather(1, index[:, :, None].expand(-1, -1, prompt.shape[2]))
 
 
 def denoising_losses(
@@ -107,7 +108,7 @@ def denoising_losses(
         cache = encode_prefix(backbone, prompt)[1]
 
     corruption = Corruption(options.corruption, backbone.config.text_config.vocab_size, _eos(backbone))
-    levels = sample_noise_levels(len(canvas)).to(canvas.device)
+    levels = sample_noise_levels(len(canvas))
     kinds = corruption.draw_kinds(len(canvas), drafts=drafts is not None)
     noisy = corruption(canvas, n_targets, levels, kinds, drafts)
     own = (kinds == KINDS.index("predictions")).to(canvas.device)
@@ -124,7 +125,7 @@ def denoising_losses(
             soft[first] = signal * conditioned[first][:, None, None]
             predicted = noisy.clone()
             predicted[first] = logits.argmax(-1)
-            renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)).to(levels.device))
+            renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)))
             noisy = torch.where(own[:, None], renoised, noisy)
     logits = output_logits(backbone, denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft))
     outputs["diffusion"] = diffusion_loss(logits, canvas, n_targets, tail_weight=options.tail_weight)

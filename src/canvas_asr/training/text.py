@@ -173,7 +173,7 @@ def judge(
         prompts = [repair_case(pieces, text, language).prompt_ids for text in texts]
         if shuffle:
             prompts = prompts[1:] + prompts[:1]
-        ids, n_prompt = pad_ids(prompts, 0)
+        ids, n_prompt = (tensor.to(backbone.device) for tensor in pad_ids(prompts, 0))
         _, prefix = encode_prefix(backbone, backbone.get_input_embeddings()(ids))
         output = sample(
             backbone,
