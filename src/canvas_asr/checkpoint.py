@@ -318,6 +318,8 @@ def load_checkpoint(
             ),
         )
     )
-    model = CanvasASRModel(config, backbone=backbone, audio_encoder=encoder).to(dtype)
+    model = CanvasASRModel(config, backbone=backbone, audio_encoder=encoder)
     load_adapter(model, folder / ADAPTER_NAME)
-    return model.to(device).eval(), processor
+    model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, processor

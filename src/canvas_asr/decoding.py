@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ class Decoded:
 
     Attributes:
         ids: Text token ids, without tag and end token.
-        confidences: Probability of each in the last pass, or of the draft's best path.
+        confidences: Probability of each in the last pass; for the draft alone, see :func:`ctc_confidences`.
         language: Code; empty where the checkpoint's canvas carries no tag and none was given.
         language_confidence: Probability of the language among those the checkpoint knows.
         draft: Token ids of the greedy CTC reading.
@@ -57,6 +59,33 @@ def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
     return readings
 
 
+def ctc_confidences(logits: Tensor, n_states: Tensor, blank: int) -> list[list[float]]:
+    """Probability of each token of :func:`greedy_ctc`: the highest among the states merged to it.
+
+    Args:
+        logits: (B, A, V).
+        n_states: Valid states, (B,) int64.
+        blank: Id of the blank.
+
+    Returns:
+        One list a row, as long as the reading.
+    """
+    paths = logits.argmax(-1)
+    best = logits.softmax(dim=-1).gather(-1, paths[..., None])[..., 0]
+    rows = []
+    for path, probabilities, n in zip(paths.tolist(), best.tolist(), n_states.tolist(), strict=True):
+        found: list[float] = []
+        for i, (token, probability) in enumerate(zip(path[:n], probabilities[:n], strict=True)):
+            if token == blank:
+                continue
+            if i and token == path[i - 1]:
+                found[-1] = max(found[-1], probability)
+            else:
+                found.append(probability)
+        rows.append(found)
+    return rows
+
+
 def text_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, tags: Sequence[int]) -> Vocabulary:
     """Ids that a transcript may hold: all but the tokenizer's special ones, and the end token.
 
@@ -85,7 +114,7 @@ class CanvasDecoder:
         """
         self.model = model
         self.processor = processor
-        config: CanvasASRConfig = model.config
+        self.config = config = cast("CanvasASRConfig", model.config)
         self.languages = processor.language_ids(config)
         self.audio_id = processor.token_id(config.audio_token)
         self.vocabulary = text_vocabulary(
@@ -127,19 +156,23 @@ class CanvasDecoder:
         Raises:
             OptionError: If an option is out of range or the language is unknown.
         """
-        config: CanvasASRConfig = self.model.config
-        tag = self._tag(language)
+        config = self.config
+        options = self.options(
+            steps=steps, init=init, canvas_length=canvas_length, seed=seed, language=language
+        )
+        tag = None if language is None else self.languages.get(language)
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens).float()
         readings = greedy_ctc(ctc, n_audio, config.blank_token_id)
-        if steps == 0 and init == "draft":
-            return [Decoded(ids, [], language or "", 1.0 if language else 0.0, ids, 0, False) for ids in readings]
-        options = SamplerConfig(steps, self._canvas(canvas_length), init, seed)
+        if options is None:
+            confidences = ctc_confidences(ctc, n_audio, config.blank_token_id)
+            return [
+                Decoded(ids, sure, language or "", float(bool(language)), ids, 0, False)
+                for ids, sure in zip(readings, confidences, strict=True)
+            ]
         prompts, n_prompt = pad_ids(self.processor.prompt_ids(config, n_audio.tolist()), 0)
         prompts, n_prompt = prompts.to(mel.device), n_prompt.to(mel.device)
-        _, prefix = self.model.encode_prefix(
-            self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id)
-        )
+        _, prefix = self.model.encode_prefix(self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id))
         output = sample(
             self.model.backbone,
             prefix,
@@ -162,22 +195,41 @@ class CanvasDecoder:
             )
         ]
 
-    def _tag(self, language: str | None) -> int | None:
-        if language is None or not self.languages:
-            return None
-        if language not in self.languages:
-            raise OptionError(f"language is {language!r}; this model knows {', '.join(self.languages)}.")
-        return self.languages[language]
+    def options(
+        self, *, steps: int, init: str, canvas_length: int | None, seed: int, language: str | None
+    ) -> SamplerConfig | None:
+        """Check options before any audio is read.
 
-    def _canvas(self, length: int | None) -> int:
-        config: CanvasASRConfig = self.model.config
-        if length is None:
-            return config.canvas_length
+        Returns:
+            How to sample; None where the draft is asked for as it is.
+
+        Raises:
+            OptionError: If an option is out of range, no whole number where one is needed, or the language is
+                unknown.
+        """
+        config = self.config
+        length = config.canvas_length if canvas_length is None else canvas_length
+        for name, value in (("steps", steps), ("canvas", length), ("seed", seed)):
+            try:
+                operator.index(value)
+            except TypeError as error:
+                raise OptionError(f"{name} is {value!r}; give a whole number.") from error
         if length > config.max_canvas_length:
             raise OptionError(
                 f"canvas is {length} tokens; this model allows at most {config.max_canvas_length}."
             )
-        return length
+        if language is not None and self.languages and language not in tuple(self.languages):
+            raise OptionError(f"language is {language!r}; this model knows {', '.join(self.languages)}.")
+        # Checked like one pass: a wrong canvas or start is an error for the draft too.
+        draft_only = steps == 0 and init == "draft"
+        options = SamplerConfig(1 if draft_only else steps, length, init, seed)
+        return None if draft_only else options
+
+    def text_span(self, ids: list[int]) -> slice:
+        """Where the text of a canvas lies: behind the language tag, before the first end token."""
+        start = 1 if self.languages and ids[0] != self.vocabulary.eos else 0
+        end = ids.index(self.vocabulary.eos) if self.vocabulary.eos in ids else len(ids)
+        return slice(start, end)
 
     def _result(
         self,
@@ -188,16 +240,15 @@ class CanvasDecoder:
         passes: int,
         language: str | None,
     ) -> Decoded:
-        start = 1 if self.languages and ids[0] != self.vocabulary.eos else 0
-        end = ids.index(self.vocabulary.eos) if self.vocabulary.eos in ids else len(ids)
+        span = self.text_span(ids)
         best = max(range(len(tags)), key=tags.__getitem__) if tags else -1
         found = list(self.languages)[best] if tags else language or ""
         return Decoded(
-            ids=ids[start:end],
-            confidences=confidence[start:end],
+            ids=ids[span],
+            confidences=confidence[span],
             language=found,
             language_confidence=tags[best] if tags else float(bool(language)),
             draft=draft,
             passes=passes,
-            truncated=end == len(ids),
+            truncated=span.stop == len(ids),
         )
