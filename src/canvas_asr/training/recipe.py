@@ -18,6 +18,8 @@ import yaml
 from canvas_asr.errors import RecipeError
 
 STAGES = ("acoustic", "text", "adapter")
+# Falls to zero at max_steps or max_minutes, whichever is nearer: for machines whose speed is not known.
+TIMED_COSINE = "timed_cosine"
 
 OptionsT = TypeVar("OptionsT")
 
@@ -31,7 +33,7 @@ class TrainingOptions:
         batch_size: Clips (or sentences) per step, grouped by similar length.
         learning_rate: Peak learning rate of AdamW.
         warmup_steps: Steps of linear warm-up.
-        schedule: Name of the ``transformers`` schedule after warm-up.
+        schedule: Name of the ``transformers`` schedule after warm-up, or ``timed_cosine``.
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: Gradient clipping.
         eval_steps: Steps between evaluations, each of which decodes.
@@ -42,6 +44,7 @@ class TrainingOptions:
         n_threads: Threads of the training process on a CPU; 0 leaves torch's choice.
         bf16: Train under bfloat16 autocast.
         max_minutes: Stop cleanly, with a checkpoint, after this wall-clock time; 0 sets no limit.
+        minutes_before: How much of ``max_minutes`` earlier runs of the same folder used.
     """
 
     max_steps: int
@@ -59,6 +62,7 @@ class TrainingOptions:
     n_threads: int = 0
     bf16: bool = True
     max_minutes: float = 0.0
+    minutes_before: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no run can use."""

@@ -7,6 +7,7 @@ holds its trainable parameters; what is frozen is never written.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from canvas_asr.errors import CheckpointError
 
-from .recipe import TrainingOptions
+from .recipe import TIMED_COSINE, TrainingOptions
 
 WEIGHTS_NAME = "trained.safetensors"
 COMPLETE_MARK = "complete"
@@ -77,10 +78,15 @@ class BatchPlan:
 class _LogFile(TrainerCallback):
     """Append every log line, with step and wall-clock seconds, to ``log.jsonl``; stop when time is up."""
 
-    def __init__(self, path: Path, max_minutes: float) -> None:
+    def __init__(self, path: Path, options: TrainingOptions) -> None:
         self.path = path
-        self.max_s = max_minutes * 60
+        self.max_s = options.max_minutes * 60
+        self.before_s = options.minutes_before * 60
         self.start = time.monotonic()
+
+    def share_used(self) -> float:
+        """Share of the time limit that has gone by; 0 where there is none."""
+        return (self.before_s + time.monotonic() - self.start) / self.max_s if self.max_s else 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         record = {"step": state.global_step, "wall_s": round(time.monotonic() - self.start, 1), **(logs or {})}
@@ -88,7 +94,7 @@ class _LogFile(TrainerCallback):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.max_s and time.monotonic() - self.start > self.max_s:
+        if self.share_used() >= 1:
             control.should_training_stop = True
             control.should_save = True
 
@@ -151,14 +157,19 @@ class StageTrainer(Trainer):
         """
         if options.n_threads and not torch.cuda.is_available():
             torch.set_num_threads(options.n_threads)
+        # Experts multiply in float32 even under autocast; on a GPU, tensor cores take that only as TF32.
+        torch.set_float32_matmul_precision("high")
         output_dir.mkdir(parents=True, exist_ok=True)
+        self.log_file = _LogFile(output_dir / "log.jsonl", options)
+        timed = options.schedule == TIMED_COSINE
+        self.timed_options = options if timed else None
         arguments = TrainingArguments(
             output_dir=str(output_dir),
             max_steps=options.max_steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             warmup_steps=options.warmup_steps,
-            lr_scheduler_type=options.schedule,
+            lr_scheduler_type="constant" if timed else options.schedule,
             weight_decay=options.weight_decay,
             max_grad_norm=options.max_grad_norm,
             eval_strategy="steps",
@@ -178,7 +189,7 @@ class StageTrainer(Trainer):
             args=arguments,
             train_dataset=dataset,
             eval_dataset=dataset,  # Trainer asks for one; evaluation decodes its own development set
-            callbacks=[_LogFile(output_dir / "log.jsonl", options.max_minutes)],
+            callbacks=[self.log_file],
         )
         self.plan = BatchPlan(lengths, options.batch_size, options.max_steps, options.seed)
         self.collate = collate
@@ -195,9 +206,27 @@ class StageTrainer(Trainer):
             collate_fn=self.collate,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=4 if self.args.dataloader_num_workers else None,
+            pin_memory=torch.cuda.is_available(),
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make the recipe's schedule."""
+        options = self.timed_options
+        if options is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+
+        def factor(step: int) -> float:
+            used = min(1.0, max(step / options.max_steps, self.log_file.share_used()))
+            warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
+            return warm * 0.5 * (1 + math.cos(math.pi * used))
+
+        own = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(own, factor)  # type: ignore[arg-type]
+        return self.lr_scheduler
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
