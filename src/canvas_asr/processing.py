@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, WhisperFeature
 from .configuration import CanvasASRConfig
 
 SAMPLE_RATE_HZ = 16_000
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def log_mel(feature_extractor: WhisperFeatureExtractor, samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -58,7 +60,9 @@ class CanvasASRProcessor(ProcessorMixin):
     feature_extractor_class = "WhisperFeatureExtractor"
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
         """Join the two.
 
         Args:
@@ -110,7 +114,30 @@ class CanvasASRProcessor(ProcessorMixin):
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text, leading space included; joined, they are the text.
+
+        A letter spelt in bytes cannot be shared out: a run of byte tokens is read as one, and its last token
+        has it all.
+        """
+        names = self.tokenizer.convert_ids_to_tokens(list(ids))
+        is_byte = [bool(_BYTE_TOKEN.fullmatch(name)) for name in names]
+        texts: list[str] = []
+        before, start = 0, 0  # the run before, and the one that is being read
+        for i in range(len(names)):
+            if is_byte[i] and i + 1 < len(names) and is_byte[i + 1]:
+                texts.append("")
+                continue
+            # Read behind its neighbour: at the start of a text a leading space is dropped.
+            behind = self._decode(ids[before : i + 1])
+            texts.append(behind[len(self._decode(ids[before:start])) :])
+            before, start = start, i + 1
+        return texts
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        decoded: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return str(decoded)
+
     def text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        decoded: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return str(decoded).strip()
+        return self._decode(ids).strip()

@@ -1,0 +1,399 @@
+"""Load a model and transcribe with it: files, arrays, or lists of them.
+
+    asr = canvas_asr.load("tiny")
+    print(asr.transcribe("talk.mp3").text)
+
+A clip's transcript depends on its samples and the options alone: its noise is drawn from the seed and a hash
+of the samples, so neither its batch nor its place in a list changes it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import torch
+
+from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
+from .checkpoint import load_checkpoint
+from .decoding import CanvasDecoder, Decoded
+from .errors import AudioError, CheckpointError, OptionError
+from .modeling import CanvasASRModel
+from .processing import CanvasASRProcessor
+from .result import Token, Transcript
+
+EMBEDDED_MODEL = "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUNDING_SAMPLES = 16  # 1 ms: resampling makes a clip of exactly the limit a little longer
+
+# Called with the clip's place in the list (0 for one clip), the number of the pass from 1, the text so far.
+OnPass: TypeAlias = Callable[[int, int, str], None]
+FilePath: TypeAlias = "str | os.PathLike[str]"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options of one call, as :meth:`Transcriber.transcribe` explains them."""
+
+    language: str | None
+    steps: int
+    init: str
+    canvas: int | None
+    seed: int
+    batch_size: int
+
+
+def model_folder(model: FilePath) -> Path:
+    """Where a model lies: in the package for ``tiny``, otherwise at the path given.
+
+    Raises:
+        CheckpointError: If there is no such folder.
+    """
+    if model == EMBEDDED_MODEL:
+        return Path(__file__).parent / "models" / EMBEDDED_MODEL
+    folder = Path(model)
+    if not folder.is_dir():
+        reason = "is a file, not a folder" if folder.exists() else "no such model"
+        raise CheckpointError(
+            f"{model}: {reason}; give {EMBEDDED_MODEL!r} (embedded) or the folder of a canvas-asr checkpoint."
+        )
+    return folder
+
+
+def load(
+    model: FilePath = EMBEDDED_MODEL,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Transcriber:
+    """Load a model.
+
+    Args:
+        model: ``tiny``, which is part of the package, or the folder of a checkpoint. No network is used for
+            a checkpoint that holds its frozen parts.
+        device: A PyTorch device such as ``cpu`` or ``cuda:1``; None takes the GPU if there is one.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None takes float32 on a CPU and bfloat16 elsewhere.
+
+    Returns:
+        The model, ready to transcribe.
+
+    Raises:
+        CheckpointError: If the folder, one of its files or a tensor is missing or does not fit.
+        OptionError: If the device does not exist here, or the dtype is none of the above.
+    """
+    folder = model_folder(model)
+    place = _device(device)
+    if dtype is None:
+        kind = torch.float32 if place.type == "cpu" else torch.bfloat16
+    else:
+        kind = _dtype(dtype)
+    return Transcriber(*load_checkpoint(folder, device=str(place), dtype=kind))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device).tolist()  # a device may have a name and yet not be there
+        return torch.device(device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise OptionError(f"device is {str(device)!r}, which is not usable here; use 'cpu'.") from error
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if kind is None or kind not in DTYPES.values():
+        raise OptionError(f"dtype is {str(dtype)!r}; choose one of {', '.join(DTYPES)}.")
+    return kind
+
+
+class Transcriber:
+    """A loaded model."""
+
+    def __init__(self, model: CanvasASRModel, processor: CanvasASRProcessor) -> None:
+        """Prepare for decoding; :func:`load` is the usual way here.
+
+        Args:
+            model: In evaluation mode.
+            processor: Of the same checkpoint.
+        """
+        self.model = model
+        self.processor = processor
+        self.decoder = CanvasDecoder(model, processor)
+        config = self.decoder.config
+        n_mel = 2 * int(config.audio_encoder_config.max_source_positions)
+        encoder_s = n_mel * int(processor.feature_extractor.hop_length) / SAMPLE_RATE_HZ
+        self.max_audio_s = min(float(config.max_audio_s), encoder_s)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the model tells apart; empty if it does not."""
+        return tuple(self.decoder.languages)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.projector.out.weight.device
+
+    def read(self, source: AudioSource, sample_rate_hz: int | None = None) -> Samples:
+        """Read one clip as the model hears it; see :func:`canvas_asr.load_audio`.
+
+        Raises:
+            AudioError: If it cannot be read, or is longer than the model's limit.
+        """
+        samples = load_audio(source, sample_rate_hz)
+        if len(samples) > round(self.max_audio_s * SAMPLE_RATE_HZ) + ROUNDING_SAMPLES:
+            name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else "the array"
+            raise AudioError(
+                f"{name}: {len(samples) / SAMPLE_RATE_HZ:.1f} s of audio, and this model takes at most "
+                f"{self.max_audio_s:g} s; split it into shorter clips."
+            )
+        return samples
+
+    @overload
+    def transcribe(
+        self,
+        source: list[Any],  # of what AudioSource names: a list[str] is no list[AudioSource]
+        language: str | None = None,
+        steps: int = 8,
+        *,
+        init: str = "noise",
+        canvas: int | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        sample_rate_hz: int | None = None,
+        on_pass: OnPass | None = None,
+    ) -> list[Transcript]: ...
+
+    @overload
+    def transcribe(
+        self,
+        source: AudioSource,
+        language: str | None = None,
+        steps: int = 8,
+        *,
+        init: str = "noise",
+        canvas: int | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        sample_rate_hz: int | None = None,
+        on_pass: OnPass | None = None,
+    ) -> Transcript: ...
+
+    def transcribe(
+        self,
+        source: AudioSource | list[Any],
+        language: str | None = None,
+        steps: int = 8,
+        *,
+        init: str = "noise",
+        canvas: int | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+        sample_rate_hz: int | None = None,
+        on_pass: OnPass | None = None,
+    ) -> Transcript | list[Transcript]:
+        """Transcribe a clip, or a list of clips.
+
+        All of a list is read before the first of it is transcribed, so that a bad clip costs no work;
+        :meth:`transcribe_files` goes on past bad ones and keeps few in memory.
+
+        Args:
+            source: A path, an array with its rate, or a list of them: as :func:`canvas_asr.load_audio` takes
+                them. A clip of zero samples has an empty transcript, and no confidence.
+            language: Code such as ``de``; None detects it, clip by clip.
+            steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is, in no language
+                but the one given.
+            init: What the canvas starts from: ``noise``, or the CTC ``draft``.
+            canvas: Tokens of the canvas, which the transcript has to fit; None: the model's default.
+            seed: Of the noise.
+            batch_size: Clips that are transcribed together.
+            sample_rate_hz: Rate of arrays that come without one.
+            on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
+                clip), the number of the pass from 1, and the text so far.
+
+        Returns:
+            A transcript; for a list, a list in the same order.
+
+        Raises:
+            AudioError: If a clip cannot be read or is too long.
+            OptionError: If an option is unknown or out of range.
+        """
+        options = self._check(language, steps, init, canvas, seed, batch_size)
+        if not isinstance(source, list):
+            transcript = self._run([self.read(source, sample_rate_hz)], options, on_pass)[0]
+            return _name(transcript, source)
+        clips = []
+        for place, item in enumerate(source):
+            try:
+                clips.append(self.read(item, sample_rate_hz))
+            except AudioError as error:
+                if isinstance(item, (str, os.PathLike)):
+                    raise
+                raise AudioError(f"item {place} of the list: {error}") from error
+        return [_name(t, item) for t, item in zip(self._run(clips, options, on_pass), source, strict=True)]
+
+    def transcribe_files(
+        self,
+        paths: Iterable[FilePath],
+        language: str | None = None,
+        steps: int = 8,
+        *,
+        init: str = "noise",
+        canvas: int | None = None,
+        seed: int = 0,
+        batch_size: int = 8,
+    ) -> Iterator[Transcript | AudioError]:
+        """Transcribe files as they come, and go on past those that cannot be read.
+
+        Args:
+            paths: Audio files.
+            language: See :meth:`transcribe`, as for the other options.
+            steps: Denoising passes.
+            init: ``noise`` or ``draft``.
+            canvas: Tokens of the canvas.
+            seed: Of the noise.
+            batch_size: Files that are transcribed together, and at most in memory.
+
+        Returns:
+            An iterator over the paths' transcripts in order; in place of one, the error that says what is
+            wrong with the file.
+
+        Raises:
+            OptionError: If an option is unknown or out of range.
+        """
+        options = self._check(language, steps, init, canvas, seed, batch_size)
+        return self._run_files(iter(paths), options)
+
+    def transcribe_arrays(
+        self,
+        arrays: Sequence[Samples],
+        *,
+        init: str = "noise",
+        steps: int = 8,
+        language: str | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> list[Transcript]:
+        """Transcribe 16 kHz mono clips, one transcript for each, in order.
+
+        Args:
+            arrays: Samples, (n,) each.
+            init: See :meth:`transcribe`, as for the other options.
+            steps: Denoising passes.
+            language: Code, or None to detect it.
+            batch_size: Clips that are transcribed together.
+            seed: Of the noise.
+
+        Raises:
+            AudioError: If an array is no audio or is too long.
+            OptionError: If an option is unknown or out of range.
+        """
+        return self.transcribe(
+            [(array, SAMPLE_RATE_HZ) for array in arrays],
+            language,
+            steps,
+            init=init,
+            seed=seed,
+            batch_size=batch_size,
+        )
+
+    def _check(
+        self, language: str | None, steps: int, init: str, canvas: int | None, seed: int, batch_size: int
+    ) -> _Options:
+        self.decoder.options(steps=steps, init=init, canvas_length=canvas, seed=seed, language=language)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
+        return _Options(language, steps, init, canvas, seed, batch_size)
+
+    def _run_files(self, paths: Iterator[FilePath], options: _Options) -> Iterator[Transcript | AudioError]:
+        while True:
+            found: list[tuple[FilePath, Samples | AudioError]] = []
+            for path in paths:
+                try:
+                    found.append((path, self.read(path)))
+                except AudioError as error:
+                    found.append((path, error))
+                if len(found) == options.batch_size:
+                    break
+            if not found:
+                return
+            clips = [clip for _, clip in found if not isinstance(clip, AudioError)]
+            transcripts = iter(self._run(clips, options, None))
+            for path, clip in found:
+                yield clip if isinstance(clip, AudioError) else _name(next(transcripts), path)
+
+    def _run(self, clips: Sequence[Samples], options: _Options, on_pass: OnPass | None) -> list[Transcript]:
+        """Transcribe clips in batches of similar length; results in the order of the clips."""
+        language = options.language
+        silent = Transcript("", language or "", float(bool(language)), (), 0.0, 0, 0.0, 0.0, draft="")
+        results = [silent] * len(clips)
+        by_length = sorted((i for i, clip in enumerate(clips) if len(clip)), key=lambda i: len(clips[i]))
+        for start in range(0, len(by_length), options.batch_size):
+            places = by_length[start : start + options.batch_size]
+            batch = self._run_batch([clips[i] for i in places], places, options, on_pass)
+            for place, transcript in zip(places, batch, strict=True):
+                results[place] = transcript
+        return results
+
+    def _run_batch(
+        self, clips: Sequence[Samples], places: Sequence[int], options: _Options, on_pass: OnPass | None
+    ) -> list[Transcript]:
+        started = time.perf_counter()
+        mel, n_mel = self.processor.features(clips)
+
+        def report(step: int, canvas: torch.Tensor) -> None:
+            for place, ids in zip(places, canvas.tolist(), strict=True):
+                if on_pass is not None:
+                    on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
+
+        decoded = self.decoder(
+            mel.to(self.device),
+            n_mel.to(self.device),
+            clip_keys=[_clip_key(clip) for clip in clips],
+            steps=options.steps,
+            init=options.init,
+            canvas_length=options.canvas,
+            seed=options.seed,
+            language=options.language,
+            on_pass=None if on_pass is None else report,
+        )
+        transcripts = [self._transcript(one, clip) for one, clip in zip(decoded, clips, strict=True)]
+        seconds = (time.perf_counter() - started) / len(clips)
+        return [replace(transcript, seconds=seconds) for transcript in transcripts]
+
+    def _transcript(self, decoded: Decoded, clip: Samples) -> Transcript:
+        """Text and tokens of one clip; a draft may hold ids that are no text."""
+        is_text = self.decoder.vocabulary.text
+        kept = [(i, sure) for i, sure in zip(decoded.ids, decoded.confidences, strict=True) if is_text[i]]
+        ids = [i for i, _ in kept]
+        texts = self.processor.token_texts(ids)
+        tokens = tuple(Token(i, text, sure) for (i, sure), text in zip(kept, texts, strict=True))
+        return Transcript(
+            text=self.processor.text(ids),
+            language=decoded.language,
+            language_confidence=decoded.language_confidence,
+            tokens=tokens,
+            confidence=sum(token.confidence for token in tokens) / max(1, len(tokens)),
+            passes=decoded.passes,
+            audio_s=len(clip) / SAMPLE_RATE_HZ,
+            seconds=0.0,
+            truncated=decoded.truncated,
+            draft=self.processor.text([i for i in decoded.draft if is_text[i]]),
+        )
+
+
+def _clip_key(samples: Samples) -> int:
+    return int.from_bytes(blake2b(samples.tobytes(), digest_size=8).digest(), "big") >> 1
+
+
+def _name(transcript: Transcript, source: AudioSource) -> Transcript:
+    """Say which file a transcript is of, if it is of one."""
+    if isinstance(source, (str, os.PathLike)):
+        return replace(transcript, file=os.fsdecode(source))
+    return transcript
