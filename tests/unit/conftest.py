@@ -12,7 +12,6 @@ import soundfile as sf
 from numpy.typing import NDArray
 from small_models import small_model, small_processor
 
-from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import SAMPLE_RATE_HZ, CanvasASRProcessor
 
