@@ -80,7 +80,7 @@ class Corruption:
             drafts: Whether drafts are at hand; without them that kind counts as ``edits``.
             generator: Source of randomness.
         """
-        weights = torch.tensor([getattr(self.options, kind) for kind in KINDS])
+        weights = torch.tensor([float(getattr(self.options, kind)) for kind in KINDS])
         if not drafts:
             weights[KINDS.index("edits")] += weights[KINDS.index("draft")]
             weights[KINDS.index("draft")] = 0.0
