@@ -33,8 +33,8 @@ CARD = """# Example clips
 
 One everyday sentence a language, which `make demo` transcribes. They are synthetic: made by
 [scripts/make_examples.py](../scripts/make_examples.py) with espeak-ng and flite, in voices that are kept out
-of training (the `test` split of `canvas_asr.synthesis.voices`). The sentences were written for this folder and
-are in none of the lists that the embedded model was trained on. 16 kHz, mono, 16 bits.
+of training (the `test` split of `canvas_asr.synthesis.voices`). The sentences were written for this folder
+and are in none of the lists that the embedded model was trained on. 16 kHz, mono, 16 bits.
 
 | file | text | voice | seconds |
 |---|---|---|---|
@@ -46,7 +46,7 @@ To the extent possible under law, the makers of these clips and texts have waive
 
 
 def make_clip(language: str) -> Utterance:
-    """Say the sentence of a language; English, as it alone has one held out, in a voice made from recordings."""
+    """Say the sentence of a language; English, which has one held out, in a voice made from recordings."""
     synthesizer = Synthesizer("test", recorded_share=1.0)
     generator = np.random.default_rng((SEED, list(SENTENCES).index(language)))
     return synthesizer.say(SENTENCES[language], language, generator)
