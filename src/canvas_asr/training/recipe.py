@@ -1,11 +1,12 @@
 """Recipes: YAML files with one stage each, read into frozen dataclasses.
 
-    canvas-asr train recipes/tiny/acoustic.yaml
+canvas-asr train recipes/tiny/acoustic_frames.yaml
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +21,15 @@ from canvas_asr.errors import RecipeError
 STAGES = ("acoustic", "text", "adapter")
 # Falls to zero at max_steps or max_minutes, whichever is nearer: for machines whose speed is not known.
 TIMED_COSINE = "timed_cosine"
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+    TIMED_COSINE,
+)
 
 OptionsT = TypeVar("OptionsT")
 
@@ -69,8 +79,16 @@ class TrainingOptions:
         for key in ("max_steps", "batch_size", "eval_steps", "save_steps", "log_steps"):
             if getattr(self, key) < 1:
                 raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be at least 1.")
-        if self.learning_rate <= 0:
+        not_negative = ("warmup_steps", "weight_decay", "max_grad_norm", "seed", "n_workers", "n_threads")
+        for key in (*not_negative, "max_minutes", "minutes_before"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be 0 or more.")
+        if not 0 < self.learning_rate < math.inf:
             raise RecipeError(f"training.learning_rate is {self.learning_rate}; it must be above 0.")
+        if self.schedule not in SCHEDULES:
+            raise RecipeError(
+                f"training.schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,16 @@ def _fits(value: Any, annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, option) for option in typing.get_args(annotation))
+    if origin is tuple:
+        kinds = [kind for kind in typing.get_args(annotation) if kind is not Ellipsis]
+        if not isinstance(value, (list, tuple)):
+            return False
+        same = len(kinds) == 1
+        return (same or len(value) == len(kinds)) and all(
+            _fits(item, kinds[0] if same else kinds[i]) for i, item in enumerate(value)
+        )
     if origin is not None:
-        return isinstance(value, (list, tuple) if origin in (list, tuple) else origin)
+        return isinstance(value, origin)
     if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if annotation is int:
@@ -123,7 +149,7 @@ def from_mapping(cls: type[OptionsT], mapping: Mapping[str, Any], where: str) ->
         raise RecipeError(f"{where}: expected keys and values, got {mapping!r}.")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(mapping) - set(fields))
+    unknown = sorted(set(mapping) - set(fields), key=str)
     if unknown:
         raise RecipeError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}.")
     values: dict[str, Any] = {}
@@ -139,7 +165,8 @@ def from_mapping(cls: type[OptionsT], mapping: Mapping[str, Any], where: str) ->
         if dataclasses.is_dataclass(hint):
             value = from_mapping(typing.cast("type[Any]", hint), value, f"{where}.{name}")
         elif not _fits(value, hint):
-            raise RecipeError(f"{where}: key {name!r} has value {value!r}; expected {hint}.")
+            kind = str(hint).removeprefix("<class '").removesuffix("'>")
+            raise RecipeError(f"{where}: key {name!r} has value {value!r}; expected {kind}.")
         elif hint is Path:
             value = Path(value)
         elif hint is float:
@@ -169,7 +196,9 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML ({error}).") from error
+        raise RecipeError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 (byte {error.start}); save the recipe as UTF-8.") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected keys and values.")
     for dotted, value in (overrides or {}).items():
