@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -121,9 +122,12 @@ def load_trainable_state(module: nn.Module, path: Path, *, partial: bool = False
         partial: Whether the file may lack some of the module's parameters.
 
     Raises:
-        CheckpointError: If names or shapes differ.
+        CheckpointError: If the file is missing or damaged, or names or shapes differ.
     """
-    state, own = load_file(path), trainable_state(module)
+    try:
+        state, own = load_file(path), trainable_state(module)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
     wrong = sorted(set(state) - set(own) if partial else set(state) ^ set(own))
     wrong += [name for name in state if name in own and state[name].shape != own[name].shape]
     if wrong:
@@ -252,6 +256,8 @@ class StageTrainer(Trainer):
             figures = {f"eval_{name}": value for name, value in self.run_evaluation().items()}
         self.model.train()
         self.log(figures)
+        # Trainer clears its wish to evaluate here; without it, the last step is evaluated twice.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

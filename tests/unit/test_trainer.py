@@ -1,0 +1,421 @@
+"""The trainer on a module of a few numbers: batches, resumption to the last bit, and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from canvas_asr.errors import CheckpointError
+from canvas_asr.training.recipe import TrainingOptions
+from canvas_asr.training.trainer import (
+    COMPLETE_MARK,
+    WEIGHTS_NAME,
+    BatchPlan,
+    StageTrainer,
+    load_trainable_state,
+    trainable_state,
+)
+
+N_EXAMPLES, BATCH = 13, 4  # four batches an epoch: step 10 lies within the third
+
+
+@pytest.fixture(autouse=True)
+def _own_torch_settings() -> Iterator[None]:
+    """The trainer sets threads and precision of the process."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+class Numbers(Dataset[dict[str, Any]]):
+    """Examples that differ from epoch to epoch, as augmented ones do."""
+
+    def __len__(self) -> int:
+        return N_EXAMPLES
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        return {"index": index, "x": np.random.default_rng((7, *index)).normal(size=3).astype(np.float32)}
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return {
+        "x": torch.from_numpy(np.stack([example["x"] for example in examples])),
+        "indices": torch.tensor([example["index"] for example in examples]),
+    }
+
+
+class Stage(nn.Module):
+    """A frozen and a trained layer, dropout, and noise drawn in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        self.trained = nn.Linear(3, 1)
+        self.seen: list[list[tuple[int, int]]] = []
+        self.stop_at = 0
+
+    def forward(self, x: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        self.seen.append([tuple(i) for i in indices.tolist()])
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        hidden = nn.functional.dropout(self.frozen(x), 0.3, training=True)
+        loss = (
+            (self.trained(hidden + 0.1 * torch.randn_like(hidden)) - x.sum(dim=1, keepdim=True))
+            .square()
+            .mean()
+        )
+        return {"loss": loss, "size": torch.tensor(float(len(x)))}
+
+
+def options(**changes: Any) -> TrainingOptions:
+    settings = {
+        "max_steps": 20,
+        "batch_size": BATCH,
+        "learning_rate": 0.05,
+        "warmup_steps": 3,
+        "eval_steps": 100,
+        "save_steps": 10,
+        "log_steps": 1,
+        "n_workers": 0,
+        "bf16": False,
+    }
+    return TrainingOptions(**{**settings, **changes})
+
+
+def trainer_of(folder: Path, stage: Stage, **changes: Any) -> StageTrainer:
+    lengths = [1.0 + i for i in range(N_EXAMPLES)]
+    return StageTrainer(
+        stage,
+        Numbers(),
+        lengths,
+        collate,
+        options(**changes),
+        folder,
+        lambda: {"wer": float(len(stage.seen))},
+    )
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in log_of(folder) if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    trainer_of(folder, Stage(), n_workers=2).run()
+    return folder
+
+
+# The plan of batches
+
+
+def batches(plan: BatchPlan) -> list[list[tuple[int, int]]]:
+    return list(plan)
+
+
+def test_every_epoch_holds_every_example_once() -> None:
+    plan = BatchPlan([float(i % 5) for i in range(13)], 4, 12, seed=3)
+    assert len(plan) == len(batches(plan)) == 12
+    for epoch in range(3):
+        of_epoch = batches(plan)[4 * epoch : 4 * epoch + 4]
+        items = [item for batch in of_epoch for item in batch]
+        assert {e for e, _ in items} == {epoch}
+        assert sorted(i for _, i in items) == list(range(13))
+        assert sorted(map(len, of_epoch)) == [1, 4, 4, 4]
+
+
+def test_batches_hold_examples_of_similar_length() -> None:
+    lengths = np.random.default_rng(0).permutation(np.geomspace(1, 30, 400))
+    made = batches(BatchPlan(lengths.tolist(), 10, 40, seed=0))
+    ratios = [max(lengths[i] for _, i in b) / min(lengths[i] for _, i in b) for b in made]
+    assert max(ratios) < 1.3 * 1.1 / 0.9  # ten neighbours and the jitter
+
+
+def test_the_order_of_batches_and_their_members_change_from_epoch_to_epoch() -> None:
+    lengths = [1.0 + 0.01 * i for i in range(40)]
+    made = batches(BatchPlan(lengths, 4, 20, seed=0))
+    members = [[frozenset(i for _, i in batch) for batch in made[k : k + 10]] for k in (0, 10)]
+    assert members[0] != members[1]
+    assert set(members[0]) != set(members[1])
+    assert [min(b) for b in members[0]] != sorted(min(b) for b in members[0])
+
+
+def test_a_plan_is_a_function_of_lengths_and_seed() -> None:
+    lengths = [float(i) for i in range(13)]
+    plans = [BatchPlan(lengths, 4, 30, seed) for seed in (1, 1, 2)]
+    assert batches(plans[0]) == batches(plans[0]) == batches(plans[1])
+    assert batches(plans[0]) != batches(plans[2])
+    longer = BatchPlan(lengths, 4, 50, 1)
+    assert batches(longer)[:30] == batches(plans[0])
+
+
+def test_a_plan_ends_within_an_epoch() -> None:
+    assert len(batches(BatchPlan([1.0] * 13, 4, 6, seed=0))) == 6
+
+
+def test_a_plan_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no training examples"):
+        BatchPlan([], 4, 6, seed=0)
+
+
+# Resumption
+
+
+def test_ten_and_ten_steps_equal_twenty(unbroken: Path, tmp_path: Path) -> None:
+    """Losses and weights to the last bit, resumed within an epoch, with two data-loader workers."""
+    first = Stage()
+    first.stop_at = 14
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(tmp_path, first, n_workers=2).run()
+    assert list(losses_of(tmp_path)) == list(range(1, 14))
+    assert not (tmp_path / WEIGHTS_NAME).exists()
+    (tmp_path / "log.jsonl").rename(tmp_path / "first.jsonl")
+
+    second = Stage()
+    trainer_of(tmp_path, second, n_workers=2).run()
+    assert second.seen == [
+        list(batch) for batch in batches(BatchPlan([1.0 + i for i in range(13)], 4, 20, 0))[10:]
+    ]
+    expected = losses_of(unbroken)
+    assert list(expected) == list(range(1, 21))
+    found = losses_of(tmp_path)
+    assert found == {step: loss for step, loss in expected.items() if step > 10}
+    weights, whole = (load_file(folder / WEIGHTS_NAME) for folder in (tmp_path, unbroken))
+    assert weights.keys() == whole.keys() == {"trained.weight", "trained.bias"}
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+def test_the_number_of_workers_changes_nothing(unbroken: Path, tmp_path: Path) -> None:
+    trainer_of(tmp_path, Stage(), n_workers=0).run()
+    assert losses_of(tmp_path) == losses_of(unbroken)
+
+
+def test_another_seed_is_another_run(unbroken: Path, tmp_path: Path) -> None:
+    trainer_of(tmp_path, Stage(), seed=1, max_steps=3).run()
+    assert losses_of(tmp_path)[1] != losses_of(unbroken)[1]
+
+
+def test_a_finished_run_is_not_trained_again(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    stage = Stage()
+    trainer_of(tmp_path, stage).run()
+    assert not stage.seen
+    weights, whole = (load_file(folder / WEIGHTS_NAME) for folder in (tmp_path, unbroken))
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+def test_a_checkpoint_without_its_mark_is_passed_over(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-10", "checkpoint-20"}
+    (tmp_path / "checkpoint-20" / COMPLETE_MARK).unlink()
+    (tmp_path / "checkpoint-20" / WEIGHTS_NAME).write_bytes(b"half of it")
+    (tmp_path / "log.jsonl").unlink()
+    stage = Stage()
+    trainer_of(tmp_path, stage).run()
+    assert len(stage.seen) == 10
+    assert losses_of(tmp_path) == {step: loss for step, loss in losses_of(unbroken).items() if step > 10}
+    assert (tmp_path / "checkpoint-20" / COMPLETE_MARK).is_file()
+
+
+def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    trainer_of(tmp_path, Stage(), max_steps=12, save_steps=3).run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-9"]
+    assert all((path / COMPLETE_MARK).is_file() for path in tmp_path.glob("checkpoint-*"))
+
+
+def test_what_is_frozen_is_not_written(unbroken: Path) -> None:
+    for path in unbroken.rglob(WEIGHTS_NAME):
+        assert load_file(path).keys() == {"trained.weight", "trained.bias"}
+    written = {path.name for path in unbroken.rglob("*") if path.suffix in (".safetensors", ".bin")}
+    assert written == {WEIGHTS_NAME}
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from test_trainer import Stage, trainer_of
+from canvas_asr.training import trainer as module
+
+n_saved = 0
+write = {writer}
+
+def write_half_and_die(*args, **kwargs):
+    global n_saved
+    write(*args, **kwargs)
+    n_saved += 1
+    if n_saved == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+{writer} = write_half_and_die
+trainer_of(Path({folder!r}), Stage(), n_workers=2, save_steps=5).run()
+"""
+
+
+def test_a_kill_during_a_save_costs_no_more_than_that_save(unbroken: Path, tmp_path: Path) -> None:
+    """Killed with the weights of step 10 written and its optimiser's state not: goes on from step 5."""
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), writer="module.save_file")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "checkpoint-5" / COMPLETE_MARK).is_file()
+    assert (tmp_path / "checkpoint-10" / WEIGHTS_NAME).is_file()
+    assert not (tmp_path / "checkpoint-10" / COMPLETE_MARK).exists()
+    (tmp_path / "log.jsonl").unlink()
+    stage = Stage()
+    trainer_of(tmp_path, stage).run()
+    assert len(stage.seen) == 15
+    assert losses_of(tmp_path) == {step: loss for step, loss in losses_of(unbroken).items() if step > 5}
+    weights, whole = (load_file(folder / WEIGHTS_NAME) for folder in (tmp_path, unbroken))
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+# The log, the clock, evaluation
+
+
+def test_log_lines_have_step_time_loss_and_the_mean_of_the_stages_figures(tmp_path: Path) -> None:
+    stage = Stage()
+    trainer_of(tmp_path, stage, max_steps=8, log_steps=4, eval_steps=4, save_steps=100).run()
+    lines = log_of(tmp_path)
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == [4, 8]
+    for line in trained:
+        assert line["wall_s"] >= 0
+        assert line["learning_rate"] >= 0
+        sizes = [len(batch) for batch in stage.seen[line["step"] - 4 : line["step"]]]
+        assert line["size"] == np.mean(sizes)
+    judged = [(line["step"], line["eval_wer"]) for line in lines if "eval_wer" in line]
+    assert judged == [(4, 4.0), (8, 8.0)]
+
+
+def test_evaluation_runs_in_evaluation_mode_without_gradients(tmp_path: Path) -> None:
+    stage = Stage()
+    modes: list[tuple[bool, bool]] = []
+    trainer = trainer_of(tmp_path, stage, max_steps=2, eval_steps=1, save_steps=100)
+
+    def evaluate() -> dict[str, float]:
+        modes.append((stage.training, torch.is_grad_enabled()))
+        return {}
+
+    trainer.run_evaluation = evaluate
+    trainer.run()
+    assert modes == [(False, False)] * 2
+    assert stage.training
+
+
+def test_when_time_is_up_the_run_stops_with_a_checkpoint_and_goes_on_later(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    trainer_of(tmp_path, Stage(), max_minutes=1.0, minutes_before=1.0, save_steps=100).run()
+    assert (tmp_path / "checkpoint-1" / COMPLETE_MARK).is_file()
+    assert list(losses_of(tmp_path)) == [1]
+    trainer_of(tmp_path, Stage(), save_steps=100).run()
+    assert losses_of(tmp_path) == losses_of(unbroken)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant_with_warmup", lambda step: min(1.0, step / 3)),
+        ("timed_cosine", lambda step: min(1.0, (step + 1) / 3) * 0.5 * (1 + np.cos(np.pi * step / 20))),
+    ],
+)
+def test_the_learning_rate_follows_the_recipes_schedule(
+    tmp_path: Path, schedule: str, expected: Callable[[int], float]
+) -> None:
+    stage, rates = Stage(), []
+    trainer = trainer_of(tmp_path, stage, schedule=schedule, save_steps=100)
+    step = stage.forward
+
+    def forward(x: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return step(x, indices)
+
+    stage.forward = forward  # type: ignore[method-assign]
+    trainer.run()
+    assert rates == pytest.approx([0.05 * expected(n) for n in range(20)])
+
+
+def test_a_timed_cosine_ends_with_its_time(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, Stage(), schedule="timed_cosine", max_minutes=10.0, minutes_before=5.0)
+    trainer.create_optimizer_and_scheduler(20)
+    factor = trainer.lr_scheduler.lr_lambdas[0]
+    assert factor(3) == pytest.approx(0.5, abs=0.01)  # half of the time is gone, three of twenty steps
+    assert factor(15) == pytest.approx(0.5 * (1 + np.cos(0.75 * np.pi)), abs=1e-6)
+
+
+# Trained state
+
+
+def test_the_trained_state_is_loaded_into_a_stage_of_the_same_geometry(tmp_path: Path) -> None:
+    path, first, second = tmp_path / WEIGHTS_NAME, Stage(), Stage()
+    with torch.no_grad():
+        first.trained.weight.add_(1)
+        first.frozen.weight.add_(1)
+    save_file(trainable_state(first), path)
+    frozen = second.frozen.weight.clone()
+    load_trainable_state(second, path)
+    assert torch.equal(second.trained.weight, first.trained.weight)
+    assert torch.equal(second.frozen.weight, frozen)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda s: s.pop("trained.bias"), "trained.bias"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra"),
+        (lambda s: s.update({"trained.weight": torch.zeros(2, 2)}), "trained.weight"),
+        (lambda s: s.update({"frozen.weight": torch.zeros(3, 3)}), "frozen.weight"),
+    ],
+)
+def test_a_trained_state_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, change: Callable, name: str
+) -> None:
+    path = tmp_path / WEIGHTS_NAME
+    state = trainable_state(Stage())
+    change(state)
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match=rf"tensor '{name}' does not fit"):
+        load_trainable_state(Stage(), path)
+
+
+def test_part_of_a_trained_state_may_be_enough(tmp_path: Path) -> None:
+    path = tmp_path / WEIGHTS_NAME
+    state = {"trained.bias": torch.full((1,), 9.0)}
+    save_file(state, path)
+    stage = Stage()
+    load_trainable_state(stage, path, partial=True)
+    assert stage.trained.bias.tolist() == [9.0]
+    save_file({**state, "extra": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="tensor 'extra' does not fit"):
+        load_trainable_state(stage, path, partial=True)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not tensors at all"])
+def test_a_trained_state_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / WEIGHTS_NAME
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=WEIGHTS_NAME):
+        load_trainable_state(Stage(), path)
