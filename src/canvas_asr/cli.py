@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import sys
@@ -43,6 +44,8 @@ def _transcribe(options: argparse.Namespace) -> int:
     """Transcribe files and print each result as it comes; 1 if any could not be read."""
     from .transcriber import load
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     transcriber = load(options.model, device=options.device, dtype=options.dtype)
     n_failed = 0
     for result in transcriber.transcribe_files(

@@ -1,0 +1,324 @@
+"""The command line: what it prints, what it returns, and that it is quick to say so."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+from small_models import TINY, small_model, small_processor
+
+import canvas_asr
+from canvas_asr import cli, transcriber
+from canvas_asr.checkpoint import save_checkpoint
+from canvas_asr.evaluation import evaluate
+from canvas_asr.synthesis import espeak
+from canvas_asr.training import text as text_stage
+from canvas_asr.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+RATE_HZ = 16_000
+COMMAND = (sys.executable, "-m", "canvas_asr.cli")
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(canvas_asr.__file__).parents[1]),
+    "PYTHONIOENCODING": "utf-8",
+}
+EMBEDDED = pytest.mark.skipif(
+    not (TINY / "model.safetensors").is_file(), reason="the embedded model has no weights yet"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_checkpoint(small_model(), small_processor(), folder, whole=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("clips")
+    paths = []
+    for i, seconds in enumerate((0.9, 0.4, 1.3)):
+        t = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
+        paths.append(folder / f"{i}.wav")
+        sf.write(paths[-1], 0.3 * np.sin(2 * np.pi * 300 * (i + 1) * t), RATE_HZ)
+    return [str(path) for path in paths]
+
+
+def transcribe(model: Path, *arguments: str) -> int:
+    return cli.main(["transcribe", "--model", str(model), "--device", "cpu", *arguments])
+
+
+# transcribe
+
+
+def test_each_file_is_one_line_of_name_language_text_and_speed(
+    model: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert transcribe(model, *files, "--steps", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = canvas_asr.load(model, device="cpu").transcribe(files, steps=2)
+    assert len(lines) == len(expected) == 3
+    for line, transcript in zip(lines, expected, strict=True):
+        head, _, speed = line.rpartition("  (")
+        text = " ".join("".join(c if c.isprintable() else " " for c in transcript.text).split())
+        text = text or "(no speech)"
+        assert head == f"{transcript.file}  [{transcript.language}]  {text}"
+        assert float(speed.removesuffix("× real time)")) > 0
+
+
+def test_json_is_one_object_a_line_with_every_field(
+    model: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "1", "--init", "draft", "--language", "hi", "--canvas", "40", "--seed", "3"]
+    assert transcribe(model, *files, *options, "--batch-size", "2", "--json") == 0
+    read = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    asr = canvas_asr.load(model, device="cpu")
+    expected = asr.transcribe(files, "hi", 1, init="draft", canvas=40, seed=3)
+    for found, transcript in zip(read, expected, strict=True):
+        wanted = transcript.to_dict()
+        assert found.keys() == wanted.keys()
+        for key in ("file", "text", "language", "passes", "audio_s", "truncated", "draft"):
+            assert found[key] == wanted[key]
+        assert [token["id"] for token in found["tokens"]] == [token["id"] for token in wanted["tokens"]]
+
+
+def test_results_come_before_later_files_are_read(
+    model: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[int] = []
+    read = transcriber.Transcriber.read
+
+    def spy(self: Any, source: Any, *rest: Any) -> Any:
+        printed.append(len(capsys.readouterr().out.splitlines()))
+        return read(self, source, *rest)
+
+    monkeypatch.setattr(transcriber.Transcriber, "read", spy)
+    transcribe(model, *files, "--steps", "1", "--batch-size", "1")
+    assert printed == [0, 1, 1]
+
+
+def test_a_text_cannot_command_the_terminal() -> None:
+    text = "a\x1b[31mb\nc\x07\u202ed"
+    transcript = canvas_asr.Transcript(text, "en", 1.0, (), 0.0, 1, 2.0, 0.5, file="x.wav")
+    assert cli._text_line(transcript) == "x.wav  [en]  a [31mb c d  (4.0× real time)"
+
+
+def test_nothing_said_is_said() -> None:
+    transcript = canvas_asr.Transcript("", "", 0.0, (), 0.0, 0, 1.0, 0.5, file="x.wav")
+    assert cli._text_line(transcript) == "x.wav  (no speech)  (2.0× real time)"
+
+
+@pytest.mark.parametrize("option", ["--seed=0", "--json"])
+def test_a_terminal_without_the_letters_gets_their_numbers(
+    option: str, model: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    assert transcribe(model, files[0], "--steps", "1", option) == 0
+    line = buffer.getvalue().decode("ascii")
+    text = canvas_asr.load(model, device="cpu").transcribe(files[0], steps=1).text
+    if option == "--json":
+        assert json.loads(line)["text"] == text
+    else:
+        assert line.endswith("\\xd7 real time)\n")
+
+
+def test_ctrl_c_ends_without_a_traceback(model: Path, files: list[str]) -> None:
+    command = [*COMMAND, "transcribe", "--model", str(model), "--batch-size", "1", *(files * 2000)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(files[0])
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "canvas-asr: interrupted"
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(model: Path, files: list[str]) -> None:
+    command = [*COMMAND, "transcribe", "--model", str(model), "--batch-size", "1", *(files * 2000)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) == 1
+    assert "Traceback" not in errors
+    assert "Broken pipe" not in errors
+
+
+def test_ctrl_c_while_loading_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transcriber, "load", interrupted)
+    assert cli.main(["transcribe", "x.wav"]) == 130
+    assert capsys.readouterr().err == "canvas-asr: interrupted\n"
+
+
+@EMBEDDED
+def test_the_embedded_model_transcribes_the_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    clips = sorted(str(path) for path in (ROOT / "examples").glob("*.flac"))
+    assert len(clips) == 6
+    assert cli.main(["transcribe", *clips]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [[clip, f"[{Path(clip).stem}]"] for clip in clips]
+
+
+# Help and usage
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    for argument in ("--help", "--version"):
+        code = "import atexit, sys, canvas_asr.cli\natexit.register(lambda: print(*sys.modules))\n"
+        run = subprocess.run(
+            [sys.executable, "-c", f"{code}canvas_asr.cli.main(['{argument}'])"],
+            capture_output=True,
+            encoding="utf-8",
+            env=ENVIRONMENT,
+            timeout=60,
+            check=True,
+        )
+        assert "canvas_asr.cli" in run.stdout
+        assert not {"torch", "transformers", "numpy", "yaml"} & set(run.stdout.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"canvas-asr {canvas_asr.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["translate"], ["transcribe"], ["train"], ["info"], ["synth", "out"]]
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: canvas-asr" in capsys.readouterr().err
+
+
+# train, synth, evaluate
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "text.yaml"
+    path.write_text(
+        "stage: text\noutput_dir: runs/text\n"
+        "training: {max_steps: 10, batch_size: 4, learning_rate: 0.1}\noptions: {n_dev: 3}\n"
+    )
+    return path
+
+
+def test_train_runs_the_stage_of_the_recipe_with_its_changes(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Recipe] = []
+    monkeypatch.setattr(text_stage, "run", runs.append)
+    changes = ("training.max_steps=20", "training.learning_rate=1e-3", "options.languages=[en, de]")
+    changes += ("training.bf16=false", "output_dir=runs/other", "options.objective.tail_weight=0.5")
+    assert cli.main(["train", str(recipe), *(part for change in changes for part in ("--set", change))]) == 0
+    (run,) = runs
+    assert (run.stage, str(run.output_dir)) == ("text", "runs/other")
+    assert (run.training.max_steps, run.training.batch_size, run.training.bf16) == (20, 4, False)
+    assert run.training.learning_rate == 0.001
+    assert run.options == {"n_dev": 3, "languages": ["en", "de"], "objective": {"tail_weight": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "training.max_steps=0"], "training.max_steps is 0; it must be at least 1."),
+        (["--set", "training.steps=5"], "unknown key 'steps'"),
+        (["--set", "training.max_steps=many"], "key 'max_steps' has value 'many'"),
+        (["--set", "training.max_steps"], "--set training.max_steps: give key=value"),
+        (["--set", "training.max_steps=[1"], "--set training.max_steps=[1: the value is not valid YAML."),
+        (["--set", "stage=sleep"], "stage is 'sleep'; choose one of"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(
+    recipe: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", str(recipe), *arguments]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("canvas-asr: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "no/such.yaml"]) == 1
+    assert "canvas-asr: error: no/such.yaml: no such recipe" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.delitem(sys.modules, "canvas_asr.training.recipe")
+    assert cli.main(["train", str(recipe)]) == 1
+    assert capsys.readouterr().err == (
+        "canvas-asr: error: this needs yaml; install it with: pip install 'canvas-asr[train,eval]'\n"
+    )
+
+
+def test_synth_writes_clips_and_their_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not espeak.available():
+        pytest.skip("espeak-ng is not installed")
+    (tmp_path / "de.txt").write_text("Guten Morgen.\nGute Nacht.\n", encoding="utf-8")
+    out = tmp_path / "speech"
+    command = ["synth", str(out), "--text", f"de={tmp_path / 'de.txt'}", "--n", "3", "--recorded-share", "0"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.startswith(f"{out / 'manifest.jsonl'}: 3 clips, ")
+    entries = [json.loads(line) for line in (out / "manifest.jsonl").read_text("utf-8").splitlines()]
+    assert {entry["text"] for entry in entries} == {"Guten Morgen.", "Gute Nacht."}
+    assert all(sf.info(out / entry["audio"]).samplerate == RATE_HZ for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "de"], "--text de: give LANGUAGE=FILE"),
+        (["--text", "de=missing.txt", "--n", "1"], "missing.txt: cannot be read as sentences"),
+        (["--text", "tlh=missing.txt", "--n", "1"], "no synthetic voice for tlh"),
+        (["--text", "de=missing.txt"], "give n (utterances) or hours (of audio)"),
+    ],
+)
+def test_bad_synthesis_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["synth", str(tmp_path / "out"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_has_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def main(arguments: list[str]) -> int:
+        asked.append(arguments)
+        return 3
+
+    monkeypatch.setattr(evaluate, "main", main)
+    assert cli.main(["evaluate", "tiny", "--out", "x", "--help"]) == 3
+    assert asked == [["tiny", "--out", "x", "--help"]]
