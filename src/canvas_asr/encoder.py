@@ -39,10 +39,11 @@ def encode_audio(
         encoder: A ``transformers`` Whisper encoder.
         mel: Log-mel features, (B, n_mels, T_mel), right-padded.
         n_mel: Valid mel frames of each clip, (B,) int64.
-        pad_to_30s: Use the stock forward on features of exactly 30 s.
+        pad_to_30s: Use the stock forward on features of exactly 30 s, silence behind each clip.
 
     Returns:
-        Frames (B, T, d_audio) and how many of them are valid (B,).
+        Frames (B, T, d_audio) and how many of them are valid (B,); with ``pad_to_30s`` all are, as the
+        encoder saw the silence too.
 
     Raises:
         ValueError: If the clip is longer than the encoder's positions.
@@ -54,8 +55,9 @@ def encode_audio(
             f"{int(n_mel.max())} mel frames are more than the audio encoder holds ({2 * max_frames})."
         )
     if pad_to_30s:
-        mel = nn.functional.pad(mel, (0, 2 * max_frames - mel.shape[-1]))
-        return encoder(mel.to(encoder.conv1.weight.dtype)).last_hidden_state, n_frames.clamp(max=max_frames)
+        mel = _pad_with_silence(mel, n_mel, 2 * max_frames)
+        hidden = encoder(mel.to(encoder.conv1.weight.dtype)).last_hidden_state
+        return hidden, torch.full_like(n_frames, max_frames)
 
     # Zeroing the padding before each convolution makes it equal to the convolution's own zero padding.
     valid_mel = length_mask(n_mel, mel.shape[-1])[:, None, :]
@@ -69,3 +71,14 @@ def encode_audio(
     for layer in encoder.layers:
         hidden = layer(hidden, mask)
     return encoder.layer_norm(hidden), n_frames
+
+
+def _pad_with_silence(mel: Tensor, n_mel: Tensor, length: int) -> Tensor:
+    """Write behind each clip what Whisper's features make of silence after it, (B, n_mels, length).
+
+    They are decimal orders of power, plus 4, over 4, cut off eight orders below the clip's peak and at 1e-10.
+    """
+    mel = nn.functional.pad(mel, (0, length - mel.shape[-1]))
+    valid = length_mask(n_mel, length)[:, None, :]
+    peak = mel.masked_fill(~valid, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    return torch.where(valid, mel, (peak - 2.0).clamp(min=-1.5))

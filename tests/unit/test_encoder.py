@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from transformers import WhisperConfig
+from conftest import tones
+from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from canvas_asr.encoder import encode_audio, length_mask, n_encoder_frames
+from canvas_asr.encoder import _pad_with_silence, encode_audio, length_mask, n_encoder_frames
+from canvas_asr.processing import log_mel, pad_mels
 
 N_FRAMES = 20  # what this encoder holds: 40 mel frames
 
@@ -48,12 +51,25 @@ def test_a_clip_of_full_length_gives_what_the_stock_encoder_gives(encoder: Whisp
 
 
 @torch.no_grad()
-def test_padded_to_30_s_equals_the_stock_encoder_on_padded_input(encoder: WhisperEncoder) -> None:
-    mel = torch.randn(2, 8, 23)
-    stock = encoder(torch.nn.functional.pad(mel, (0, 2 * N_FRAMES - 23))).last_hidden_state
-    frames, n_frames = encode_audio(encoder, mel, torch.tensor([23, 10]), pad_to_30s=True)
-    torch.testing.assert_close(frames, stock)
-    assert n_frames.tolist() == [12, 5]
+def test_padded_to_30_s_equals_the_stock_encoder_on_padded_waves() -> None:
+    """From the wave on: what stands behind a clip is what the stock extractor makes of silence."""
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, max_source_positions=1500
+    )
+    encoder, extractor = WhisperEncoder(config).eval(), WhisperFeatureExtractor()
+    waves = [tones(1.0, 1), 0.001 * tones(0.6, 2), np.zeros(8000, np.float32)]
+    stock_mel = extractor(waves, sampling_rate=16_000, return_tensors="pt").input_features
+    mel, n_mel = pad_mels([log_mel(extractor, wave) for wave in waves])
+    padded = _pad_with_silence(mel, n_mel, 3000)
+    assert padded.shape == stock_mel.shape == (3, 80, 3000)
+    for row, n in enumerate(n_mel.tolist()):
+        # The window at the clip's very end reaches into what follows: there the two see other samples.
+        torch.testing.assert_close(padded[row, :, : n - 2], stock_mel[row, :, : n - 2], atol=1e-4, rtol=0)
+        torch.testing.assert_close(padded[row, :, n + 2 :], stock_mel[row, :, n + 2 :], atol=1e-4, rtol=0)
+    frames, n_frames = encode_audio(encoder, mel, n_mel, pad_to_30s=True)
+    torch.testing.assert_close(frames, encoder(padded).last_hidden_state)
+    assert n_frames.tolist() == [1500] * 3
 
 
 @torch.no_grad()
