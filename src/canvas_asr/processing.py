@@ -69,7 +69,7 @@ class CanvasASRProcessor(ProcessorMixin):
             feature_extractor: Of the audio encoder.
             tokenizer: Of the backbone.
         """
-        super().__init__(feature_extractor, tokenizer)
+        super().__init__(feature_extractor, tokenizer)  # type: ignore[no-untyped-call]
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
 
