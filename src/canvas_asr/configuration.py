@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
-LANGUAGES = ("en", "de", "fr", "es", "hi", "zh")
+from .languages import LANGUAGES
 
 PROJECTOR_KINDS = ("conv", "stack_mlp")
 LANGUAGE_TAG_PLACES = ("canvas", "none")

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from ..audio import SAMPLE_RATE_HZ, load_audio
 from ..errors import CanvasASRError, DataError, OptionError
-from .manifest import Clip, read_index, read_testsets, write_text
+from ..manifest import Clip, write_text
+from .index import read_index, read_testsets
 from .metrics import PRIMARY_METRICS, score
 from .modes import DEFAULT_MODES, EvaluationMode, Recogniser, Result, Samples, Speakers, TranscriptLike
 from .report import describe_run, render_markdown

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..audio import load_audio
 from ..decoding import CanvasDecoder
-from .manifest import Clip, read_manifest
+from ..manifest import Clip, read_manifest
 
 ERROR_RATE = 0.15
 BATCH_SIZE = 8

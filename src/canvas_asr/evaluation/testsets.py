@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from ..audio import SAMPLE_RATE_HZ, load_audio
 from ..errors import CanvasASRError, DataError
-from .manifest import INDEX_NAME, MANIFEST_NAME, Clip, file_sha256, read_manifest, write_manifest, write_text
+from ..manifest import MANIFEST_NAME, Clip, read_manifest, write_manifest, write_text
+from .index import INDEX_NAME, file_sha256
 from .metrics import PRIMARY_METRICS
 
 SYNTHETIC = "synthetic"

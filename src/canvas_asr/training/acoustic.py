@@ -20,7 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from canvas_asr.decoding import greedy_ctc
 from canvas_asr.encoder import encode_audio, length_mask
-from canvas_asr.manifest import ManifestEntry
+from canvas_asr.manifest import Clip
 from canvas_asr.processing import pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
@@ -146,7 +146,7 @@ class AcousticCollator:
         mel, n_mel = pad_mels([example["mel"] for example in examples])
         labels = torch.full((len(examples), (mel.shape[-1] + 1) // 2), IGNORED, dtype=torch.long)
         for row, example in enumerate(examples):
-            entry: ManifestEntry = example["entry"]
+            entry: Clip = example["entry"]
             if entry.phonemes is not None:
                 n = (example["mel"].shape[1] + 1) // 2
                 labels[row, :n] = torch.from_numpy(frame_labels(entry.phonemes, n, self.frame_s))
@@ -160,7 +160,7 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     accuracies = []
     device = next(model.parameters()).device
-    order = np.argsort([entry.duration_s for entry in dataset.entries])
+    order = np.argsort([entry.duration_s or 0.0 for entry in dataset.entries])
     for start in range(0, len(order), 16):
         examples = [dataset[(0, int(i))] for i in order[start : start + 16]]
         batch = {name: tensor.to(device) for name, tensor in collate(examples).items()}
@@ -219,7 +219,7 @@ def run(recipe: Recipe) -> None:
     trainer = StageTrainer(
         model,
         dataset,
-        [entry.duration_s for entry in train],
+        [entry.duration_s or 0.0 for entry in train],
         collate,
         recipe.training,
         recipe.output_dir,

@@ -21,7 +21,7 @@ from canvas_asr.checkpoint import assemble, save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.decoding import CanvasDecoder, greedy_ctc
 from canvas_asr.encoder import n_encoder_frames
-from canvas_asr.manifest import ManifestEntry
+from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
@@ -180,12 +180,13 @@ class AdapterCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate one batch."""
         mel, n_mel = pad_mels([example["mel"] for example in examples])
+        n_frames = n_encoder_frames(n_mel)
         if self.config.pad_to_30s:
-            n_mel = torch.full_like(n_mel, 2 * self.config.audio_encoder_config.max_source_positions)
+            n_frames = torch.full_like(n_frames, self.config.audio_encoder_config.max_source_positions)
         stride = self.config.projector_stride
-        n_audio = (n_encoder_frames(n_mel) + stride - 1) // stride
+        n_audio = (n_frames + stride - 1) // stride
         prompt_ids, n_prompt = pad_ids(self.processor.prompt_ids(self.config, n_audio.tolist()), self.pad)
-        entries: list[ManifestEntry] = [example["entry"] for example in examples]
+        entries: list[Clip] = [example["entry"] for example in examples]
         texts = [self.processor.text_ids(entry.text) for entry in entries]
         text, n_text = pad_ids(texts, self.pad)
         tagged = [
@@ -224,7 +225,7 @@ def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
         name: defaultdict(list) for name in (*modes, "shuffled")
     }
     n_right = 0
-    order = np.argsort([entry.duration_s for entry in dataset.entries])
+    order = np.argsort([entry.duration_s or 0.0 for entry in dataset.entries])
     for start in range(0, len(order), 16):
         examples = [dataset[(0, int(i))] for i in order[start : start + 16]]
         entries = [example["entry"] for example in examples]
@@ -294,7 +295,7 @@ def run(recipe: Recipe) -> None:
             augment=Augmenter(options.augmentation) if options.augment else None,
             spec_augment=options.spec_augment,
         ),
-        [entry.duration_s for entry in train],
+        [entry.duration_s or 0.0 for entry in train],
         AdapterCollator(processor, config, options),
         recipe.training,
         recipe.output_dir,

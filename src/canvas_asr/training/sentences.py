@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from canvas_asr.errors import DataError
+from canvas_asr.languages import LANGUAGES
 
 Split = Literal["train", "dev", "test"]
 
-LANGUAGES: Final = ("en", "de", "fr", "es", "hi", "zh")
 DEV_PER_MILLE: Final = 10
 TEST_PER_MILLE: Final = 10
 

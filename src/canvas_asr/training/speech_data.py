@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor
 
 from canvas_asr.audio import load_audio
 from canvas_asr.errors import DataError
-from canvas_asr.manifest import ManifestEntry, read_manifest
+from canvas_asr.manifest import Clip, read_manifest
 from canvas_asr.processing import log_mel
 
 Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
@@ -68,7 +68,7 @@ class ManifestSource:
 
 def read_sources(
     sources: Sequence[ManifestSource], *, min_s: float = 0.1, max_s: float = 30.0
-) -> list[ManifestEntry]:
+) -> list[Clip]:
     """Read the entries of several manifests, repeated as asked.
 
     Args:
@@ -82,12 +82,12 @@ def read_sources(
     Raises:
         DataError: If nothing is left.
     """
-    entries: list[ManifestEntry] = []
+    entries: list[Clip] = []
     for source in sources:
         own = [
             entry
             for entry in read_manifest(source.path)
-            if source.split in ("", entry.split) and min_s <= entry.duration_s <= max_s
+            if source.split in ("", entry.split) and min_s <= _duration_s(entry, source.path) <= max_s
         ]
         whole, part = divmod(source.repeat, 1.0)
         order = np.random.default_rng(0).permutation(len(own))[: round(part * len(own))]
@@ -98,6 +98,12 @@ def read_sources(
     return entries
 
 
+def _duration_s(clip: Clip, manifest: Path) -> float:
+    if clip.duration_s is None:
+        raise DataError(f"{manifest}: key 'duration' is missing for {clip.audio}; training sorts clips by it.")
+    return clip.duration_s
+
+
 class SpeechDataset(Dataset[dict[str, Any]]):
     """Examples by (epoch, index): the entry and its log-mel features (n_mels, T_mel).
 
@@ -106,7 +112,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        entries: Sequence[ManifestEntry],
+        entries: Sequence[Clip],
         feature_extractor: WhisperFeatureExtractor,
         *,
         seed: int = 0,

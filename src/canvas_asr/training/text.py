@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedTokenizerBase
 
 from canvas_asr.backbone import build_backbone, encode_prefix
-from canvas_asr.configuration import LANGUAGES
 from canvas_asr.decoding import text_vocabulary
+from canvas_asr.languages import LANGUAGES
 from canvas_asr.processing import pad_ids
 from canvas_asr.sampler import SamplerConfig, sample
 
@@ -206,8 +206,8 @@ def run(recipe: Recipe) -> None:
     """
     options = from_mapping(TextOptions, recipe.options, "options")
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    lists = read_sentences(options.sentences)
     languages = options.languages or LANGUAGES
+    lists = read_sentences(options.sentences, languages)
     torch.manual_seed(recipe.training.seed)
     model = TextModel(build_backbone(DiffusionGemmaConfig(**options.backbone)), options.objective)
     if options.init:
