@@ -1,0 +1,104 @@
+"""What the benchmarks compute from logs and timings; the figures themselves are measured by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.transcriber import Transcriber
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def evaluation(step: int, true: float, shuffled: float) -> dict[str, float]:
+    return {"step": step, "eval_noise8": true, "eval_shuffled": shuffled, "eval_gap": shuffled - true}
+
+
+def write_log(folder: Path, records: list[dict[str, float]]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
+    ablation = load_script("ctc_ablation")
+    records = [evaluation(2, 0.9, 1.0), {"step": 3, "loss": 1.0}, evaluation(4, 0.8, 1.0)]
+    write_log(tmp_path / "run", [*records, evaluation(4, 0.7, 1.1), evaluation(6, 0.5, 1.0)])
+    points = ablation.read_points(tmp_path / "run" / "log.jsonl")
+    assert [(p["step"], p["true"], pytest.approx(p["gap"])) for p in points] == [
+        (2, 0.9, 0.1),
+        (4, 0.7, 0.4),
+        (6, 0.5, 0.5),
+    ]
+    assert not ablation.is_done(tmp_path / "run", 6)  # judged, but not saved
+    (tmp_path / "run" / "trained.safetensors").touch()
+    assert ablation.is_done(tmp_path / "run", 6)
+    assert not ablation.is_done(tmp_path / "run", 8)
+
+
+def test_arms_are_compared_at_a_step_that_all_reached_and_drawn(tmp_path: Path) -> None:
+    ablation = load_script("ctc_ablation")
+    runs = [ablation.Run(weight, seed) for seed in (0, 1) for weight in (1.0, 0.0)]
+    for run in runs[:-1]:
+        gain = 0.4 if run.ctc_weight else 0.02
+        gaps = [evaluation(step, 1.0 - gain * step / 6 - 0.1 * run.seed, 1.0) for step in (2, 4, 6)]
+        write_log(tmp_path / run.name, gaps)
+    assert ablation.last_gaps(ablation.collect(runs, tmp_path)) == {}
+    write_log(tmp_path / runs[-1].name, [evaluation(2, 0.9, 1.0), evaluation(4, 0.8, 1.0)])
+    last = ablation.last_gaps(ablation.collect(runs, tmp_path))
+    assert last["step"] == 4
+    assert last["ctc_weight_1"]["gaps"] == pytest.approx([0.4 * 4 / 6, 0.4 * 4 / 6 + 0.1])
+    assert last["ctc_weight_0"]["mean"] == pytest.approx((0.02 * 4 / 6 + 0.2) / 2)
+    ablation.plot(ablation.collect(runs, tmp_path), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_that_end_between_evaluations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_script("ctc_ablation").main(["--steps", "5", "--eval-steps", "2"])
+    assert "multiple of --eval-steps" in capsys.readouterr().err
+
+
+def test_clips_of_equal_length_are_timed_in_turn(
+    model: CanvasASRModel, processor: CanvasASRProcessor
+) -> None:
+    speed = load_script("speed")
+    samples = np.sin(np.arange(8_000) * 0.1).astype(np.float32)
+    clips = {"once": speed.once(samples, 1.5), "dense": speed.dense(samples, 1.5)}
+    assert [len(clip) for clip in clips.values()] == [24_000, 24_000]
+    assert not clips["once"][8_000:].any()
+    np.testing.assert_array_equal(clips["dense"][8_000:16_000], samples)
+    measured = speed.interleaved(Transcriber(model, processor), clips, 2, 16, 3)
+    assert all(0 < m["min_s"] <= m["median_s"] <= m["max_s"] for m in measured.values())
+
+
+def test_the_longest_transcript_is_compared_with_the_shortest() -> None:
+    speed = load_script("speed")
+    measured = {
+        "dense": {"n_tokens": 30, "median_s": 0.55},
+        "silence": {"n_tokens": 0, "median_s": 0.5},
+        "once": {"n_tokens": 8, "median_s": 0.9},
+    }
+    assert speed.spread(measured) == {
+        "shortest": "silence",
+        "longest": "dense",
+        "n_tokens": [0, 30],
+        "longest_takes_more_percent": 10.0,
+    }
