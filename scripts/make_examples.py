@@ -4,7 +4,7 @@
     python scripts/make_examples.py --out /tmp/clips
 
 Needs Debian's espeak-ng and flite, and the extra [train] for pinyin. The same versions of them give the same
-samples.
+samples: say them in this order, in a process of their own, since the engines remember what they said before.
 """
 
 from __future__ import annotations
