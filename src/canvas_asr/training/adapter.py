@@ -1,11 +1,12 @@
 """Stage (c): train the adapter, everything else frozen, with the three losses.
 
-CTC through the frozen output layer grounds the audio tokens; the diffusion and autoregressive losses then find
-something to attend to. Judged by transcripts: each evaluation decodes, also with the audio of another clip.
+CTC through the frozen output layer grounds the audio tokens; the diffusion and autoregressive losses then
+find something to attend to. Judged by transcripts: each evaluation decodes, also with another clip's audio.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from canvas_asr.checkpoint import assemble, save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.decoding import CanvasDecoder, greedy_ctc
 from canvas_asr.encoder import n_encoder_frames
+from canvas_asr.errors import CheckpointError, RecipeError
 from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
@@ -85,7 +87,9 @@ class AdapterOptions:
 class AdapterModel(nn.Module):
     """The model with its three losses."""
 
-    def __init__(self, model: CanvasASRModel, options: AdapterOptions, audio_id: int, tags: Sequence[int]) -> None:
+    def __init__(
+        self, model: CanvasASRModel, options: AdapterOptions, audio_id: int, tags: Sequence[int]
+    ) -> None:
         """Keep the model.
 
         Args:
@@ -166,7 +170,9 @@ class AdapterModel(nn.Module):
 class AdapterCollator:
     """Examples to keyword arguments of :class:`AdapterModel`."""
 
-    def __init__(self, processor: CanvasASRProcessor, config: CanvasASRConfig, options: AdapterOptions) -> None:
+    def __init__(
+        self, processor: CanvasASRProcessor, config: CanvasASRConfig, options: AdapterOptions
+    ) -> None:
         """Keep what prompts and canvases need."""
         self.processor = processor
         self.config = config
@@ -253,6 +259,23 @@ def _rate(language: str, pairs: list[tuple[str, str]]) -> float:
     return float(measure(references, hypotheses))
 
 
+def _assemble(options: AdapterOptions) -> tuple[CanvasASRModel, CanvasASRProcessor]:
+    """Join the frozen parts, with errors that name the recipe's key."""
+    # The configuration itself keeps keys that it does not know.
+    own = set(inspect.signature(CanvasASRConfig.__init__).parameters) - {"self", "kwargs"}
+    parts = {"backbone", "audio_encoder", "backbone_config", "audio_encoder_config"}
+    if unknown := sorted(set(options.model) - (own - parts)):
+        raise RecipeError(
+            f"options.model: unknown key {unknown[0]!r}; known: {', '.join(sorted(own - parts))}."
+        )
+    try:
+        return assemble(options.backbone, options.audio_encoder, options.tokenizer, options.model)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"options.model: {error}") from error
+
+
 def run(recipe: Recipe) -> None:
     """Train the stage and write a whole checkpoint to ``checkpoint/`` in the output folder.
 
@@ -266,9 +289,7 @@ def run(recipe: Recipe) -> None:
     """
     options = from_mapping(AdapterOptions, recipe.options, "options")
     torch.manual_seed(recipe.training.seed)
-    model, processor = assemble(
-        options.backbone, options.audio_encoder, options.tokenizer, options.model
-    )
+    model, processor = _assemble(options)
     config: CanvasASRConfig = model.config
     module = AdapterModel(
         model, options, processor.token_id(config.audio_token), list(processor.language_ids(config).values())

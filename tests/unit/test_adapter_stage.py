@@ -1,0 +1,385 @@
+"""Stage (c): batches, the losses together, judging, and a run whose checkpoint decodes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SPEECH, tones
+from safetensors.torch import load_file
+from small_models import TINY, small_model, small_processor
+from torch import Tensor
+
+from canvas_asr.checkpoint import load_checkpoint, save_checkpoint
+from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.decoding import CanvasDecoder, Decoded, greedy_ctc
+from canvas_asr.errors import CheckpointError, DataError, RecipeError
+from canvas_asr.manifest import read_manifest
+from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.training import adapter
+from canvas_asr.training.adapter import AdapterCollator, AdapterModel, AdapterOptions, judge, run
+from canvas_asr.training.corruption import CorruptionOptions
+from canvas_asr.training.losses import ctc_loss
+from canvas_asr.training.objective import ObjectiveOptions
+from canvas_asr.training.recipe import Recipe, TrainingOptions
+from canvas_asr.training.speech_data import SpeechDataset
+
+BOS, EOS, AUDIO, TRANSCRIBE, BLANK = 2, 1, 4, 5, 6
+EN, ZH = 7, 12
+TAGS = list(range(EN, ZH + 1))
+
+
+def options_of(**options: Any) -> AdapterOptions:
+    return AdapterOptions(TINY, "", "", (), (), canvas_choices=(), **options)
+
+
+@pytest.fixture(scope="module")
+def manifest(write_clips: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clips, of which the first says nothing."""
+    return write_clips(tmp_path_factory.mktemp("clips"), 7, with_silence=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(manifest: Path, processor: CanvasASRProcessor) -> SpeechDataset:
+    return SpeechDataset(read_manifest(manifest), processor.feature_extractor)
+
+
+@pytest.fixture(scope="module")
+def batch(dataset: SpeechDataset, processor: CanvasASRProcessor, model: CanvasASRModel) -> dict[str, Tensor]:
+    """The silent, a German and a Chinese clip."""
+    collate = AdapterCollator(processor, model.config, options_of())
+    return collate([dataset[(0, i)] for i in (0, 1, 5)])
+
+
+# Batches
+
+
+def test_prompts_have_a_slot_for_every_audio_token(batch: dict[str, Tensor], model: CanvasASRModel) -> None:
+    with torch.no_grad():
+        _, n_audio = model.audio_tokens(batch["mel"], batch["n_mel"])
+    assert (batch["prompt_ids"] == AUDIO).sum(dim=1).tolist() == n_audio.tolist()
+    assert batch["n_prompt"].tolist() == (n_audio + 2).tolist()
+    for row, n in enumerate(n_audio.tolist()):
+        assert batch["prompt_ids"][row, : n + 2].tolist() == [BOS, *[AUDIO] * n, TRANSCRIBE]
+
+
+def test_the_canvas_has_tag_text_and_end_and_a_silent_one_the_end_alone(
+    batch: dict[str, Tensor], processor: CanvasASRProcessor
+) -> None:
+    texts = [[], processor.text_ids(SPEECH[1][0]), processor.text_ids(SPEECH[5][0])]
+    assert batch["n_text"].tolist() == [len(ids) for ids in texts]
+    expected = [[EOS], [8, *texts[1], EOS], [ZH, *texts[2], EOS]]
+    assert batch["n_targets"].tolist() == [len(row) for row in expected]
+    for row, ids in enumerate(expected):
+        assert batch["targets"][row, : len(ids)].tolist() == ids
+        assert batch["canvas"][row, : len(ids)].tolist() == ids
+        assert (batch["canvas"][row, len(ids) :] == EOS).all()
+        assert batch["text"][row, : len(texts[row])].tolist() == texts[row]  # what CTC spells: no tag
+
+
+def test_a_model_without_tags_gets_none(dataset: SpeechDataset, processor: CanvasASRProcessor) -> None:
+    config = small_model(language_tag_place="none").config
+    batch = AdapterCollator(processor, config, options_of())([dataset[(0, 5)]])
+    ids = processor.text_ids(SPEECH[5][0])
+    assert batch["targets"].tolist() == [[*ids, EOS]]
+
+
+@torch.no_grad()
+def test_padded_to_30_s_every_clip_has_the_slots_of_30_s_in_training_and_in_decoding(
+    dataset: SpeechDataset, processor: CanvasASRProcessor
+) -> None:
+    model = small_model(pad_to_30s=True, projector_stride=8)
+    batch = AdapterCollator(processor, model.config, options_of())([dataset[(0, i)] for i in (0, 5)])
+    assert batch["n_prompt"].tolist() == [94 + 2] * 2  # 750 frames, eight to a token
+    losses = AdapterModel(model, options_of(), AUDIO, TAGS)(**batch)
+    assert losses["infeasible"] == 0
+    prompts: list[list[int]] = []
+    ids = processor.prompt_ids
+
+    class Recorder(CanvasASRProcessor):
+        def prompt_ids(self, config: CanvasASRConfig, n_audio: list[int]) -> list[list[int]]:
+            prompts.extend(ids(config, n_audio))
+            return ids(config, n_audio)
+
+    recorder = Recorder(processor.feature_extractor, processor.tokenizer)
+    CanvasDecoder(model, recorder)(*processor.features([tones(0.5, 1)]), clip_keys=[0], steps=1)
+    assert [len(prompt) for prompt in prompts] == [96]
+
+
+# The losses
+
+
+def losses_of(
+    model: CanvasASRModel, batch: dict[str, Tensor], seed: int = 0, **options: Any
+) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return AdapterModel(model, options_of(**options), AUDIO, TAGS)(**batch)
+
+
+@torch.no_grad()
+def test_the_loss_is_ctc_and_the_two_denoising_losses(
+    model: CanvasASRModel, batch: dict[str, Tensor]
+) -> None:
+    objective = ObjectiveOptions(diffusion_weight=0.5, autoregressive_weight=0.25)
+    outputs = losses_of(model, batch, ctc_weight=2.0, objective=objective)
+    tokens, n_audio = model.audio_tokens(batch["mel"], batch["n_mel"])
+    ctc, infeasible = ctc_loss(
+        model.ctc_tap(tokens), n_audio, batch["text"], batch["n_text"], model.read_ctc_states, blank=BLANK
+    )
+    torch.testing.assert_close(outputs["ctc"], ctc)
+    assert outputs["infeasible"] == infeasible.float().mean()
+    expected = 2.0 * ctc + 0.5 * outputs["diffusion"] + 0.25 * outputs["autoregressive"]
+    torch.testing.assert_close(outputs["loss"], expected)
+    without = losses_of(model, batch, ctc_weight=0.0, objective=objective)
+    assert "ctc" not in without
+    torch.testing.assert_close(without["loss"], expected - 2.0 * ctc)
+
+
+def test_gradients_reach_the_adapter_and_nothing_else(batch: dict[str, Tensor]) -> None:
+    model = small_model()
+    losses_of(model, batch)["loss"].backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert all(name.startswith(("projector.", "ctc_tap.")) or "lora_" in name for name in reached)
+    parts = (
+        "projector.hidden",
+        "projector.out",
+        "ctc_tap.scale",
+        "decoder.layers.0",
+        "language_model.layers.0",
+    )
+    for part in parts:
+        assert any(part in name for name in reached), part
+
+
+def test_without_ctc_its_tap_learns_nothing(batch: dict[str, Tensor]) -> None:
+    model = small_model()
+    losses_of(model, batch, ctc_weight=0.0)["loss"].backward()
+    assert model.ctc_tap.scale.grad is None
+    assert model.projector.out.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("part", ["audio_encoder", "backbone"])
+def test_joint_fine_tuning_trains_the_part_named(batch: dict[str, Tensor], part: str) -> None:
+    model = small_model()
+    outputs = losses_of(model, batch, **{f"train_{part}": True})
+    outputs["loss"].backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    others = {n for n in trained if not (n.startswith(("projector.", "ctc_tap.")) or "lora_" in n)}
+    assert others
+    assert all(name.startswith(part) for name in others)
+    assert not any("vision" in name or ".router." in name for name in others)
+    gradients = [p.grad for n, p in model.named_parameters() if n in others]
+    assert any(g is not None and g.abs().max() > 0 for g in gradients)
+
+
+@torch.no_grad()
+def test_drafts_are_the_ctc_reading_behind_a_random_tag(
+    model: CanvasASRModel, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[list[int]]] = []
+    losses = adapter.denoising_losses
+
+    def spy(*args: Any, drafts: list[list[int]], **kwargs: Any) -> dict[str, Tensor]:
+        seen.append(drafts)
+        return losses(*args, drafts=drafts, **kwargs)
+
+    monkeypatch.setattr(adapter, "denoising_losses", spy)
+    tokens, n_audio = model.audio_tokens(batch["mel"], batch["n_mel"])
+    readings = greedy_ctc(model.ctc_logits(tokens), n_audio, BLANK)
+    objective = ObjectiveOptions(corruption=CorruptionOptions(uniform=0.0, draft=1.0))
+    for seed in range(20):
+        losses_of(model, batch, seed, objective=objective)
+    for drafts in seen:
+        assert [draft[1:] for draft in drafts] == readings
+    assert {draft[0] for drafts in seen for draft in drafts} == set(TAGS)
+
+
+# Judging
+
+
+class ScriptedDecoder:
+    """Right in 8 passes from noise, without the last word in 1, and deaf in the draft."""
+
+    def __init__(self, dataset: SpeechDataset, model: CanvasASRModel) -> None:
+        self.model = model
+        self.processor = small_processor()
+        self.by_length = {dataset[(0, i)]["mel"].shape[1]: entry for i, entry in enumerate(dataset.entries)}
+        self.calls: list[tuple[int, str]] = []
+
+    def __call__(
+        self, mel: Tensor, n_mel: Tensor, *, clip_keys: range, steps: int = 8, init: str = "noise"
+    ) -> list[Decoded]:
+        assert len(clip_keys) == len(mel)
+        self.calls.append((steps, init))
+        results = []
+        for n in n_mel.tolist():
+            entry = self.by_length[n]
+            text = {(0, "draft"): "", (1, "noise"): entry.text.rpartition(" ")[0]}.get(
+                (steps, init), entry.text
+            )
+            language = "de" if entry.language == "en" else entry.language
+            results.append(Decoded(self.processor.text_ids(text), [], language, 1.0, [], steps, False))
+        return results
+
+
+def test_error_rates_by_mode_language_and_shuffled_audio(manifest: Path, model: CanvasASRModel) -> None:
+    clips = [clip for clip in read_manifest(manifest) if clip.text]
+    dataset = SpeechDataset(clips, small_processor().feature_extractor)
+    decoder = ScriptedDecoder(dataset, model)
+    figures = judge(decoder, dataset)  # type: ignore[arg-type]
+    assert decoder.calls == [(0, "draft"), (1, "noise"), (8, "noise"), (1, "draft")]
+    assert figures["noise8"] == figures["draft1"] == 0
+    assert figures["draft"] == 1
+    # Words: en 1 of 4, de 1 of 2, fr 1 of 4, es 1 of 4. Characters: hi " है।" of 20, zh all.
+    characters = len(" है।") / len(SPEECH[4][0])
+    assert figures["noise1"] == pytest.approx((0.25 + 0.5 + 0.25 + 0.25 + characters + 1) / 6)
+    assert {name: rate for name, rate in figures.items() if name.startswith("noise8_")} == {
+        f"noise8_{code}": 0 for code in ("de", "en", "es", "fr", "hi", "zh")
+    }
+    assert figures["shuffled"] > 0.8
+    assert figures["gap"] == figures["shuffled"]
+    assert figures["language_accuracy"] == pytest.approx(5 / 6)
+
+
+def test_clips_without_speech_can_be_judged(manifest: Path, model: CanvasASRModel) -> None:
+    dataset = SpeechDataset(read_manifest(manifest), small_processor().feature_extractor)
+    figures = judge(ScriptedDecoder(dataset, model), dataset)  # type: ignore[arg-type]
+    assert figures["noise8"] == 0
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def parts(
+    model: CanvasASRModel, processor: CanvasASRProcessor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """``backbone/``, ``audio_encoder/`` and its features, as stages (a) and (b) leave them."""
+    folder = tmp_path_factory.mktemp("parts")
+    save_checkpoint(model, processor, folder, whole=True)
+    return folder
+
+
+def recipe_of(folder: Path, parts: Path, manifest: Path, *, n_steps: int = 4, **options: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "tokenizer": str(TINY),
+        "backbone": str(parts / "backbone"),
+        "audio_encoder": str(parts / "audio_encoder"),
+        "train": [{"path": str(manifest)}],
+        "dev": [{"path": str(manifest)}],
+        "model": {"projector_width": 24, "lora_rank": 4, "canvas_length": 24},
+        "objective": {"corruption": {"uniform": 0.3, "draft": 0.3, "predictions": 0.2, "edits": 0.2}},
+        "augment": True,
+        "n_dev": 3,
+        **options,
+    }
+    training = TrainingOptions(
+        n_steps, 3, 0.01, warmup_steps=1, eval_steps=n_steps, save_steps=2, log_steps=1, n_workers=0
+    )
+    return Recipe("adapter", folder, training, settings)
+
+
+@pytest.fixture(scope="module")
+def trained(parts: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    run(recipe_of(folder, parts, manifest))
+    return folder
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_a_whole_checkpoint_that_decodes(trained: Path) -> None:
+    model, processor = load_checkpoint(trained / "checkpoint")
+    assert model.config.backbone == "backbone"
+    assert (model.config.projector_width, model.config.lora_rank, model.config.canvas_length) == (24, 4, 24)
+    state = load_file(trained / "trained.safetensors")
+    assert torch.equal(model.projector.out.weight, state["model.projector.out.weight"])
+    mel, n_mel = processor.features([tones(0.9, 3), tones(0.4, 4)])
+    decoder = CanvasDecoder(model, processor)
+    for options in ({"steps": 2}, {"steps": 1, "init": "draft", "language": "hi"}):
+        results = decoder(mel, n_mel, clip_keys=[0, 1], **options)
+        assert [result.passes for result in results] == [options["steps"]] * 2
+        assert all(result.language in model.config.language_tags for result in results)
+
+
+def test_a_run_logs_its_losses_and_judges_by_transcripts(trained: Path) -> None:
+    steps = [line for line in log_of(trained) if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert {"ctc", "infeasible", "diffusion", "autoregressive", "accuracy"} <= set(steps[0])
+    (judged,) = [line for line in log_of(trained) if "eval_noise8" in line]
+    assert judged["step"] == 4
+    modes = {"draft", "noise1", "noise8", "draft1", "shuffled", "gap", "language_accuracy"}
+    assert {f"eval_{mode}" for mode in modes} <= set(judged)
+
+
+def test_the_frozen_parts_of_the_checkpoint_are_those_it_began_with(trained: Path, parts: Path) -> None:
+    for name in ("backbone", "audio_encoder"):
+        before, after = (load_file(f / name / "model.safetensors") for f in (parts, trained / "checkpoint"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_resumed_run_equals_an_unbroken_one(
+    trained: Path, parts: Path, manifest: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "checkpoint-2")
+    run(recipe_of(tmp_path, parts, manifest))
+    expected = {line["step"]: line["loss"] for line in log_of(trained) if "loss" in line and line["step"] > 2}
+    assert {line["step"]: line["loss"] for line in log_of(tmp_path) if "loss" in line} == expected
+    whole, resumed = (load_file(f / "checkpoint" / "model.safetensors") for f in (trained, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_joint_fine_tuning_goes_on_from_an_adapter_and_is_saved(
+    trained: Path, parts: Path, manifest: Path, tmp_path: Path
+) -> None:
+    run(
+        recipe_of(
+            tmp_path,
+            parts,
+            manifest,
+            n_steps=2,
+            init=str(trained / "trained.safetensors"),
+            train_audio_encoder=True,
+            train_backbone=True,
+        )
+    )
+    model, _ = load_checkpoint(tmp_path / "checkpoint")
+    for name in ("backbone", "audio_encoder"):
+        before, after = (load_file(f / name / "model.safetensors") for f in (parts, tmp_path / "checkpoint"))
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert changed
+        assert not any("vision" in key or "router" in key for key in changed)
+    state = load_file(tmp_path / "trained.safetensors")
+    sides = model.backbone.model.decoder, model.backbone.model.encoder.language_model
+    weights = [side.layers[0].self_attn.q_proj.base_layer.weight for side in sides]
+    assert weights[0] is weights[1]
+    (name,) = [n for n in state if n.endswith("layers.0.self_attn.q_proj.base_layer.weight")]
+    assert torch.equal(weights[0], state[name])
+    adapters = [load_file(f / "checkpoint" / "model.safetensors") for f in (trained, tmp_path)]
+    # Two steps, the first of them with learning rate 0, from where the adapter was.
+    distance = (adapters[0]["projector.out.weight"] - adapters[1]["projector.out.weight"]).abs().max()
+    assert 0 < distance < 0.02
+
+
+def test_bad_settings_are_named(parts: Path, manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"options\.augmentation: unknown key 'noise'"):
+        run(recipe_of(tmp_path, parts, manifest, augmentation={"noise": 1}))
+    with pytest.raises(DataError, match=r"no clips of 5\.0 to 12\.0 s"):
+        run(recipe_of(tmp_path, parts, manifest, min_clip_s=5))
+    with pytest.raises(CheckpointError, match="nowhere"):
+        run(recipe_of(tmp_path, parts, manifest, backbone=str(tmp_path / "nowhere")))
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        run(recipe_of(tmp_path, parts, manifest, init=str(tmp_path / "none.safetensors")))
+    with pytest.raises(RecipeError, match=r"options\.model: projector_kind is 'linear'"):
+        run(recipe_of(tmp_path, parts, manifest, model={"projector_kind": "linear"}))
+    with pytest.raises(RecipeError, match=r"options\.model: unknown key 'projector_widht'"):
+        run(recipe_of(tmp_path, parts, manifest, model={"projector_widht": 3}))
