@@ -330,6 +330,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     for name, key, value in _pairs(options.set, "--set", stages):
         overrides.setdefault(name, {})[key] = value
     small, n_cores = options.small, os.cpu_count() or 1
+    device = options.device or ("cpu" if small else "cuda")
+    if device == "cpu":  # the trainer takes a GPU wherever it sees one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return Settings(
         sentences=options.sentences.resolve(),
         real=options.real.resolve() if options.real else None,
@@ -338,7 +341,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         recipes=options.recipes.resolve(),
         tokenizer=options.tokenizer.resolve(),
         small=small,
-        device=options.device or ("cpu" if small else "cuda"),
+        device=device,
         n_workers=options.n_workers or (1 if small else max(1, n_cores - 4)),
         n_clips=options.n_clips or (48 if small else 120_000),
         limit=options.limit or (2 if small else 100),

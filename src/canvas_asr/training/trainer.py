@@ -204,12 +204,14 @@ class StageTrainer(Trainer):
         """Give the planned batches as one epoch of ``max_steps``."""
         if self.train_dataset is None:
             raise ValueError("the stage has no training data.")
+        n_workers = self.args.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
             batch_sampler=self.plan,  # type: ignore[arg-type]
             collate_fn=self.collate,
-            num_workers=self.args.dataloader_num_workers,
-            prefetch_factor=4 if self.args.dataloader_num_workers else None,
+            num_workers=n_workers,
+            # Many workers with many batches each would fill the shared memory of a machine.
+            prefetch_factor=(4 if n_workers < 4 else 2) if n_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
