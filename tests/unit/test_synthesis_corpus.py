@@ -212,3 +212,9 @@ def test_a_stream_of_nothing_usable_ends_with_the_reason() -> None:
         SyntheticSpeech(TEXTS, max_duration_s=0.01).utterance(0)
     with pytest.raises(DataError, match="klingon"):
         SyntheticSpeech({"klingon": ["nuqneH"]})
+
+
+def test_sentences_that_cannot_be_said_do_not_go_on_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "de.txt").write_text("...\n", encoding="utf-8")
+    with pytest.raises(DataError, match="could not be said"):
+        synthesize_manifest(tmp_path / "out", {"de": tmp_path / "de.txt"}, n=1)

@@ -57,7 +57,7 @@ class Recogniser(Protocol):
             steps: Denoising passes; 0, only with "draft", asks for the draft as it is.
             language: Code, or None to detect it.
             batch_size: Clips a batch.
-            seed: Canvas noise, drawn for each clip from (seed, place in ``arrays``).
+            seed: Of the canvas noise.
         """
 
 

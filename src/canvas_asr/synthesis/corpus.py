@@ -40,6 +40,7 @@ __all__ = [
 MAX_FILES_PER_FOLDER = 1000
 MANIFEST = "manifest.jsonl"
 SKIPPED = "skipped.jsonl"
+MAX_IN_VAIN = 1000
 OPTIONS = "options.json"
 
 
@@ -237,7 +238,8 @@ def write_manifest(
 
     Raises:
         OptionError: If an option is out of range.
-        DataError: If the folder was written with other options or sentences, or no engine is installed.
+        DataError: If the folder was written with other options or sentences, no engine is installed, or 1,000
+            sentences in a row cannot be said.
     """
     if (n is not None and n < 1) or (hours is not None and not hours > 0) or n_workers < 1 or chunk < 1:
         raise OptionError("n, hours, n_workers and chunk must be positive")
@@ -257,7 +259,13 @@ def write_manifest(
         while not full() and (block := tuple(itertools.islice(waiting, chunk))):
             yield _Job(str(folder.path), options, block)
 
+    n_in_vain = 0
     for record in itertools.chain.from_iterable(_results(jobs(), n_workers)):
+        n_in_vain = 0 if "audio" in record else n_in_vain + 1
+        if n_in_vain == MAX_IN_VAIN:  # sentences may be drawn without end
+            raise DataError(
+                f"{folder.path}: the last {MAX_IN_VAIN} sentences could not be said; {SKIPPED} gives the reasons"
+            )
         if not full():
             folder.append(record)
             summary.count(record)
