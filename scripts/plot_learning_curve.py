@@ -1,6 +1,6 @@
 """Draw the learning curve of a recipe from the logs of its stages.
 
-    python scripts/plot_learning_curve.py runs/tiny/acoustic_ctc runs/tiny/text runs/tiny/adapter --out docs/curve.png
+python scripts/plot_learning_curve.py runs/tiny/acoustic_ctc runs/tiny/text runs/tiny/adapter --out docs/curve.png
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def series(records: list[dict[str, float]], prefixes: tuple[str, ...]) -> dict[str, list[tuple[float, float]]]:
+def series(
+    records: list[dict[str, float]], prefixes: tuple[str, ...]
+) -> dict[str, list[tuple[float, float]]]:
     """Collect (step, value) of every figure whose name starts with one of the prefixes."""
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -47,7 +49,10 @@ def main() -> None:
         losses, rates = axes[0][column], axes[1][column]
         for name, points in series(records, TRAINED).items():
             losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
-        decoded = {n.removeprefix("eval_"): p for n, p in series(records, tuple(f"eval_{e}" for e in EVALUATED)).items()}
+        decoded = {
+            n.removeprefix("eval_"): p
+            for n, p in series(records, tuple(f"eval_{e}" for e in EVALUATED)).items()
+        }
         for name, points in decoded.items():
             rates.plot(*zip(*points, strict=True), label=name, linewidth=1, marker=".")
         losses.set_title(folder.name)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole recipe of the embedded model on one machine: speech is synthesised, every stage trained, the result
 # evaluated and written to one folder in files of at most 15 MB. Sized for 25 minutes on one large GPU and 16
-# cores; `--small` is a miniature for two cores. No network is used. Called again, it goes on where it was.
+# cores (by its time limits; it has been run in small and on CPUs only so far). `--small` is a miniature for two
+# cores. No network is used. Called again, it goes on where it was.
 #
 #   scripts/train_tiny_gpu.sh --sentences data/text --real data/speech --work /tmp/tiny --out out
 #   scripts/train_tiny_gpu.sh --small --sentences data/text --work /tmp/small --out out

@@ -126,7 +126,9 @@ def denoise(
     n_batch, length = canvas.shape
     n_cached = prefix.layers[0].keys.shape[-2]
     valid = length_mask(n_prompt, n_cached)
-    on_canvas = torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
+    on_canvas = (
+        torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
+    )
     mask = torch.cat([valid, on_canvas], dim=1)[:, None, None, :].expand(n_batch, 1, length, -1)
     if backbone.config._attn_implementation == "eager":
         dtype = prefix.layers[0].keys.dtype

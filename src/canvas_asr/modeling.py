@@ -24,7 +24,10 @@ class CanvasASRModel(PreTrainedModel):
     config_class = CanvasASRConfig
     main_input_name = "mel"
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["DiffusionGemmaDecoderTextLayer", "DiffusionGemmaEncoderTextLayer"]
+    _no_split_modules: ClassVar[list[str]] = [
+        "DiffusionGemmaDecoderTextLayer",
+        "DiffusionGemmaEncoderTextLayer",
+    ]
 
     def __init__(
         self,
@@ -64,9 +67,7 @@ class CanvasASRModel(PreTrainedModel):
         # A frozen encoder keeps no activations.
         trains = self.audio_encoder.conv1.weight.requires_grad and torch.is_grad_enabled()
         with torch.set_grad_enabled(trains):
-            frames, n_frames = encode_audio(
-                self.audio_encoder, mel, n_mel, pad_to_30s=self.config.pad_to_30s
-            )
+            frames, n_frames = encode_audio(self.audio_encoder, mel, n_mel, pad_to_30s=self.config.pad_to_30s)
         tokens: tuple[Tensor, Tensor] = self.projector(frames, n_frames)
         return tokens
 
@@ -78,7 +79,9 @@ class CanvasASRModel(PreTrainedModel):
         """Read states of the CTC tap (..., D) through the frozen output layer, (..., V)."""
         return output_logits(self.backbone, states, softcap=self.config.ctc_softcap)
 
-    def embed_prompt(self, prompt_ids: Tensor, audio_tokens: Tensor, n_audio: Tensor, audio_id: int) -> Tensor:
+    def embed_prompt(
+        self, prompt_ids: Tensor, audio_tokens: Tensor, n_audio: Tensor, audio_id: int
+    ) -> Tensor:
         """Embed a prompt and scatter the audio tokens into its placeholder slots.
 
         Args:

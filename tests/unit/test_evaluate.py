@@ -14,10 +14,10 @@ from canvas_asr.errors import CheckpointError, DataError, OptionError
 from canvas_asr.evaluation import evaluate as module
 from canvas_asr.evaluation.evaluate import derangement, evaluate, main
 from canvas_asr.evaluation.index import file_sha256
-from canvas_asr.manifest import Clip, write_manifest
 from canvas_asr.evaluation.metrics import score
 from canvas_asr.evaluation.modes import DEFAULT_MODES, EvaluationMode, Result
 from canvas_asr.evaluation.report import describe_run, render_markdown
+from canvas_asr.manifest import Clip, write_manifest
 from canvas_asr.result import Transcript
 
 NOISE_8 = EvaluationMode("noise-8", "noise", 8)

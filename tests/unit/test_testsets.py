@@ -12,8 +12,8 @@ import soundfile as sf
 from canvas_asr.errors import DataError
 from canvas_asr.evaluation import testsets
 from canvas_asr.evaluation.index import read_testsets
-from canvas_asr.manifest import Clip, read_manifest, write_manifest
 from canvas_asr.evaluation.testsets import build_real, build_synthetic, choose_sentences, split_real
+from canvas_asr.manifest import Clip, read_manifest, write_manifest
 
 LINE = {"audio": "a.wav", "text": "hi", "language": "en"}
 

@@ -1,6 +1,6 @@
 """What one pass does to a faulty draft: how many wrong tokens it repairs, how many right ones it breaks.
 
-    python -m canvas_asr.evaluation.repair MODEL --testsets DIR --out FILE.json
+python -m canvas_asr.evaluation.repair MODEL --testsets DIR --out FILE.json
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class RepairCounts:
         return self.n_broken / max(1, self.n_right)
 
 
-def count_repairs(decoder: CanvasDecoder, clips: Sequence[Clip], *, steps: int = 1, seed: int = 0) -> RepairCounts:
+def count_repairs(
+    decoder: CanvasDecoder, clips: Sequence[Clip], *, steps: int = 1, seed: int = 0
+) -> RepairCounts:
     """Start each clip's canvas from its true text with 15 % wrong tokens, and look at what the passes make of it.
 
     Positions are compared one by one: only substitutions are made, so a pass that shifts the text is counted

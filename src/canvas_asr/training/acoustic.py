@@ -173,7 +173,9 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
             readings = greedy_ctc(model.piece_head(states), n_states, model.options.blank_token_id)
             for example, ids in zip(examples, readings, strict=True):
                 entry = example["entry"]
-                pairs[entry.language].append((entry.text, collate.tokenizer.decode(ids, skip_special_tokens=True)))
+                pairs[entry.language].append(
+                    (entry.text, collate.tokenizer.decode(ids, skip_special_tokens=True))
+                )
     figures = {"frame_accuracy": float(np.mean(accuracies))} if accuracies else {}
     for language, texts in sorted(pairs.items()):
         references, hypotheses = zip(*texts, strict=True)

@@ -66,9 +66,7 @@ class ManifestSource:
     split: str = ""
 
 
-def read_sources(
-    sources: Sequence[ManifestSource], *, min_s: float = 0.1, max_s: float = 30.0
-) -> list[Clip]:
+def read_sources(sources: Sequence[ManifestSource], *, min_s: float = 0.1, max_s: float = 30.0) -> list[Clip]:
     """Read the entries of several manifests, repeated as asked.
 
     Args:
@@ -100,7 +98,9 @@ def read_sources(
 
 def _duration_s(clip: Clip, manifest: Path) -> float:
     if clip.duration_s is None:
-        raise DataError(f"{manifest}: key 'duration' is missing for {clip.audio}; training sorts clips by it.")
+        raise DataError(
+            f"{manifest}: key 'duration' is missing for {clip.audio}; training sorts clips by it."
+        )
     return clip.duration_s
 
 

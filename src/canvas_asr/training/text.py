@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    PreTrainedTokenizerBase,
+)
 
 from canvas_asr.backbone import build_backbone, encode_prefix
 from canvas_asr.decoding import text_vocabulary
@@ -32,6 +37,7 @@ from .sentences import read_sentences
 from .text_noise import Pieces
 from .text_tasks import TextExample, TextTaskOptions, TextTasks, espeak_phonemes, repair_case
 from .trainer import StageTrainer, load_trainable_state
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -80,9 +86,7 @@ class TextModel(nn.Module):
     ) -> dict[str, Tensor]:
         """See :func:`denoising_losses`; ``prompt_ids`` is (B, P) int64."""
         prompt = self.backbone.get_input_embeddings()(prompt_ids)
-        return denoising_losses(
-            self.backbone, prompt, n_prompt, targets, n_targets, canvas, self.objective
-        )
+        return denoising_losses(self.backbone, prompt, n_prompt, targets, n_targets, canvas, self.objective)
 
 
 class CanvasCollator:
@@ -139,7 +143,9 @@ class TextDataset(Dataset[TextExample]):
 def balanced(lists: Mapping[str, Sequence[str]], languages: Sequence[str]) -> list[tuple[str, str]]:
     """Give every language as many lines as the longest list has, shorter lists repeated."""
     most = max(len(lists[language]) for language in languages)
-    return [(lists[language][i % len(lists[language])], language) for i in range(most) for language in languages]
+    return [
+        (lists[language][i % len(lists[language])], language) for i in range(most) for language in languages
+    ]
 
 
 def judge(
@@ -185,7 +191,9 @@ def judge(
         )
         for text, row in zip(texts, output.canvas.tolist(), strict=True):
             end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
-            by_language[language].append((text, tokenizer.decode(row[:end], skip_special_tokens=True).strip()))
+            by_language[language].append(
+                (text, tokenizer.decode(row[:end], skip_special_tokens=True).strip())
+            )
     for language, pairs in by_language.items():
         references, hypotheses = (list(side) for side in zip(*pairs, strict=True))
         by_character = language in ("zh", "hi")
@@ -217,7 +225,9 @@ def run(recipe: Recipe) -> None:
         limit = options.max_target_tokens - 1
         kept = {}
         for code in languages:
-            lengths = [len(ids) for ids in tokenizer(list(texts[code]), add_special_tokens=False)["input_ids"]]
+            lengths = [
+                len(ids) for ids in tokenizer(list(texts[code]), add_special_tokens=False)["input_ids"]
+            ]
             kept[code] = [text for text, n in zip(texts[code], lengths, strict=True) if n <= limit]
         return kept
 
@@ -239,7 +249,10 @@ def run(recipe: Recipe) -> None:
         TextDataset(train, tasks, recipe.training.seed),
         [float(len(text.encode())) for text, _ in train],
         CanvasCollator(
-            int(tokenizer.eos_token_id), int(tokenizer.pad_token_id), options.canvas_choices, options.p_long_canvas
+            int(tokenizer.eos_token_id),
+            int(tokenizer.pad_token_id),
+            options.canvas_choices,
+            options.p_long_canvas,
         ),
         recipe.training,
         recipe.output_dir,

@@ -90,7 +90,11 @@ class _LogFile(TrainerCallback):
         return (self.before_s + time.monotonic() - self.start) / self.max_s if self.max_s else 0.0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        record = {"step": state.global_step, "wall_s": round(time.monotonic() - self.start, 1), **(logs or {})}
+        record = {
+            "step": state.global_step,
+            "wall_s": round(time.monotonic() - self.start, 1),
+            **(logs or {}),
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
