@@ -1,6 +1,6 @@
 """Draw the learning curve of a recipe from the logs of its stages.
 
-python scripts/plot_learning_curve.py runs/tiny/acoustic_ctc runs/tiny/text runs/tiny/adapter --out docs/curve.png
+python scripts/plot_learning_curve.py runs/tiny/acoustic_ctc runs/tiny/adapter --out curve.png
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def denoise(
     decoder = backbone.model.decoder
     hook = None
     if soft_embeddings is not None:
-        # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings themselves.
+        # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings.
         signal = soft_embeddings
         hook = decoder.self_conditioning.register_forward_pre_hook(lambda _module, args: (args[0], signal))
     try:

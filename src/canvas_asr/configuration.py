@@ -5,7 +5,7 @@ The same classes describe the embedded model and the 26B system; only values dif
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
@@ -45,7 +45,7 @@ class CanvasASRConfig(PreTrainedConfig):
     """
 
     model_type = "canvas_asr"
-    sub_configs = {"backbone_config": DiffusionGemmaConfig, "audio_encoder_config": WhisperConfig}
+    sub_configs: ClassVar = {"backbone_config": DiffusionGemmaConfig, "audio_encoder_config": WhisperConfig}
 
     def __init__(
         self,
@@ -138,5 +138,5 @@ class CanvasASRConfig(PreTrainedConfig):
             )
         if self.canvas_length > self.max_canvas_length:
             raise ValueError(
-                f"canvas_length {self.canvas_length} is longer than max_canvas_length {self.max_canvas_length}."
+                f"canvas_length {self.canvas_length} exceeds max_canvas_length {self.max_canvas_length}."
             )

@@ -1,8 +1,8 @@
 """The sampler: from a random or drafted canvas to text in a few passes of the decoder.
 
-Strategy ``confidence``, that of diffusion-gemma-asr-small: each pass keeps the predictions it is most confident of
-and re-randomises the rest. Positions behind the first predicted end token are left out of that quota: they are
-near-certain, and would fill it while the text is still noise.
+Strategy ``confidence``, that of diffusion-gemma-asr-small: each pass keeps the predictions it is most
+confident of and re-randomises the rest. Positions behind the first predicted end token are left out of that
+quota: they are near-certain, and would fill it while the text is still noise.
 
 Noise is drawn per clip from (seed, clip key), so a clip gives the same tokens in any batch.
 """

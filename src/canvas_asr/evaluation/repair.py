@@ -51,7 +51,7 @@ class RepairCounts:
 def count_repairs(
     decoder: CanvasDecoder, clips: Sequence[Clip], *, steps: int = 1, seed: int = 0
 ) -> RepairCounts:
-    """Start each clip's canvas from its true text with 15 % wrong tokens, and look at what the passes make of it.
+    """Start each clip's canvas from its true text with 15 % wrong tokens; see what passes make of it.
 
     Positions are compared one by one: only substitutions are made, so a pass that shifts the text is counted
     as breaking it.

@@ -264,7 +264,7 @@ def write_manifest(
         n_in_vain = 0 if "audio" in record else n_in_vain + 1
         if n_in_vain == MAX_IN_VAIN:  # sentences may be drawn without end
             raise DataError(
-                f"{folder.path}: the last {MAX_IN_VAIN} sentences could not be said; {SKIPPED} gives the reasons"
+                f"{folder.path}: the last {MAX_IN_VAIN} sentences could not be said; see {SKIPPED}"
             )
         if not full():
             folder.append(record)

@@ -156,7 +156,7 @@ class AcousticCollator:
 
 
 def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> dict[str, float]:
-    """Frame accuracy and, where CTC is trained, the character error rate of its greedy reading by language."""
+    """Frame accuracy and, where CTC is trained, the CER of its greedy reading by language."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     accuracies = []
     device = next(model.parameters()).device

@@ -1,7 +1,7 @@
 """The noising process: what a canvas looks like before the decoder repairs it.
 
-Uniform noise alone leaves accuracy at one or two passes on the table: the decoder never sees errors that look like
-those of a draft or its own. The mixture of kinds follows arXiv 2602.18952 (own errors) and 2603.08397 (drafts).
+Uniform noise alone leaves accuracy at one or two passes on the table: the decoder never sees errors that look
+like those of a draft or its own. The mixture follows arXiv 2602.18952 (own errors) and 2603.08397 (drafts).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def autoregressive_loss(logits: Tensor, targets: Tensor, n_targets: Tensor) -> T
 
 
 def min_ctc_frames(targets: Tensor, n_targets: Tensor) -> Tensor:
-    """Fewest CTC frames that can spell each target: its length plus one blank per repeated pair, (B,) int64."""
+    """Fewest CTC frames that spell each target: its length plus a blank per repeated pair, (B,) int64."""
     repeats = (targets[:, 1:] == targets[:, :-1]) & length_mask(n_targets, targets.shape[1])[:, 1:]
     return n_targets + repeats.sum(dim=1)
 

@@ -1,7 +1,7 @@
 """Diffusion and autoregressive losses over prompts given as embeddings: what stages (b) and (c) share.
 
-One causal pass over [prompt, transcript] serves both: positions before the prompt's end are its prefix, whatever
-follows. The decoder is given the prompt only.
+One causal pass over [prompt, transcript] serves both: positions before the prompt's end are its prefix,
+whatever follows. The decoder is given the prompt only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stage (b): teach the small DiffusionGemma six languages and, above all, to read its prompt.
 
-A backbone that never used a prompt cannot listen to one. The stage ends when, from noise in 8 passes, it repairs
-unseen sentences given with 10 % wrong tokens, repeats and blanks.
+A backbone that never used a prompt cannot listen to one. The stage ends when, from noise in 8 passes, it
+repairs unseen sentences given with 10 % wrong tokens, repeats and blanks.
 """
 
 from __future__ import annotations

@@ -340,7 +340,7 @@ class TextTasks(IterableDataset[TextExample]):
         return body
 
     def _no_speech(self, n_tokens: int, rng: np.random.Generator) -> list[int]:
-        """Blanks with few or no stray pieces or phonemes, about as many as a sentence of ``n_tokens`` would give."""
+        """Blanks with few or no stray pieces or phonemes, as many as ``n_tokens`` of speech would give."""
         most = max(8, round(self.options.max_frames * n_tokens))
         body = np.full(int(rng.integers(3, most)), self.pieces.blank)
         if rng.random() < 0.6:

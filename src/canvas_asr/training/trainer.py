@@ -1,7 +1,7 @@
 """The trainer of every stage: ``transformers.Trainer`` with planned batches, a JSONL log and safe resumption.
 
-A stage is an ``nn.Module`` whose forward returns a dictionary with ``loss`` and any figures to log. A checkpoint
-holds its trainable parameters; what is frozen is never written.
+A stage is an ``nn.Module`` whose forward returns a dictionary with ``loss`` and any figures to log. A
+checkpoint holds its trainable parameters; what is frozen is never written.
 """
 
 from __future__ import annotations
