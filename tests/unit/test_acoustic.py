@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import SPEECH
+from made_up_clips import SPEECH, write_clips
 from small_models import AUDIO_ENCODER, TINY
 from torch import nn
 from transformers import WhisperConfig, WhisperFeatureExtractor
@@ -35,7 +34,7 @@ def model_of(**options: Any) -> AcousticModel:
 
 
 @pytest.fixture(scope="module")
-def manifest(write_clips: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"), 6)
 
 

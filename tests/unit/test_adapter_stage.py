@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import SPEECH, tones
+from made_up_clips import SPEECH, tones, write_clips
 from safetensors.torch import load_file
 from small_models import TINY, small_model, small_processor
 from torch import Tensor
@@ -40,7 +39,7 @@ def options_of(**options: Any) -> AdapterOptions:
 
 
 @pytest.fixture(scope="module")
-def manifest(write_clips: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven clips, of which the first says nothing."""
     return write_clips(tmp_path_factory.mktemp("clips"), 7, with_silence=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tones
+from made_up_clips import tones
 from safetensors.torch import load_file, save_file
 from small_models import TINY, small_model
 from transformers import DiffusionGemmaForBlockDiffusion, WhisperConfig, WhisperForConditionalGeneration

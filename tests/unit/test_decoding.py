@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tones
+from made_up_clips import tones
 from small_models import small_model
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tones
+from made_up_clips import tones
 from small_models import TINY, small_model, small_processor
 from transformers.utils import logging
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import SPEECH, tones
+from made_up_clips import SPEECH, tones
 from small_models import AUDIO_ENCODER, BACKBONE
 from transformers import WhisperFeatureExtractor
 

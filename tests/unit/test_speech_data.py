@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tones
+from made_up_clips import tones, write_clips
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -17,7 +16,7 @@ from canvas_asr.training.speech_data import ManifestSource, SpecAugment, SpeechD
 
 
 @pytest.fixture(scope="module")
-def manifest(write_clips: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips of 0.60, 0.73 ... 1.25 s."""
     return write_clips(tmp_path_factory.mktemp("clips"), 6)
 

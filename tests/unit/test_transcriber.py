@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from conftest import tones
+from made_up_clips import tones
 from numpy.typing import NDArray
 from small_models import small_model, small_processor
 
