@@ -71,5 +71,5 @@ def test_convolutions_need_a_power_of_two_and_frames_of_an_mlp_do_not() -> None:
 
 
 def test_the_default_canvas_must_be_one_that_is_allowed() -> None:
-    with pytest.raises(ValueError, match="canvas_length 65 .*max_canvas_length 64"):
+    with pytest.raises(ValueError, match=r"canvas_length 65 .*max_canvas_length 64"):
         small_config(canvas_length=65, max_canvas_length=64)
