@@ -68,6 +68,14 @@ def inject_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int, alpha: int
         }
 
 
+def _attention_mask(backbone: DiffusionGemmaForBlockDiffusion, seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn (P, P) or (B, Q, K) bool, True where attended, into what the attention implementation takes."""
+    mask = seen[None, None] if seen.dim() == 2 else seen[:, None]
+    if backbone.config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
     """Run the causal encoder over prompt embeddings.
 
@@ -80,7 +88,17 @@ def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> 
     """
     encoder = backbone.model.encoder.language_model
     cache = DynamicCache(config=backbone.config.text_config)
-    output = encoder(inputs_embeds=embeds, past_key_values=cache)
+    places = torch.arange(embeds.shape[1], device=embeds.device)
+    distance = places[:, None] - places[None, :]  # (P, P), from key to query
+    causal = distance >= 0
+    # Explicit: without an attention implementation in its configuration the stock model makes no mask at all.
+    masks = {
+        "full_attention": _attention_mask(backbone, causal, embeds.dtype),
+        "sliding_attention": _attention_mask(
+            backbone, causal & (distance < backbone.config.text_config.sliding_window), embeds.dtype
+        ),
+    }
+    output = encoder(inputs_embeds=embeds, past_key_values=cache, attention_mask=masks)
     return output.last_hidden_state, cache
 
 
@@ -129,12 +147,8 @@ def denoise(
     on_canvas = (
         torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
     )
-    mask = torch.cat([valid, on_canvas], dim=1)[:, None, None, :].expand(n_batch, 1, length, -1)
-    if backbone.config._attn_implementation == "eager":
-        dtype = prefix.layers[0].keys.dtype
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(dtype).min
-        )
+    seen = torch.cat([valid, on_canvas], dim=1)[:, None, :].expand(n_batch, length, -1)
+    mask = _attention_mask(backbone, seen, prefix.layers[0].keys.dtype)
     decoder = backbone.model.decoder
     hook = None
     if soft_embeddings is not None:

@@ -9,6 +9,7 @@ Tensors are read from safetensors only; nothing unpickles.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,8 +138,9 @@ def assemble(
     config = CanvasASRConfig(
         backbone=backbone,
         audio_encoder=audio_encoder,
-        backbone_config=frozen.config,
-        audio_encoder_config=encoder.config,
+        # Copies: a parent configuration resets the attention implementation of those it is given.
+        backbone_config=copy.deepcopy(frozen.config),
+        audio_encoder_config=copy.deepcopy(encoder.config),
         **fields,
     )
     folder = Path(audio_encoder)
