@@ -1,4 +1,4 @@
-"""What every test runs under: few threads, no network, GPU and network tests only when asked for.
+"""What every test runs under: one thread, no network, GPU and network tests only when asked for.
 
 The environment is set before any test imports torch or huggingface_hub, which read it once; the commands that
 tests start inherit it.
@@ -22,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Small models gain nothing from more threads, and a machine with many cores loses time to them.
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    # Small models gain nothing from more threads, and on a busy machine lose time to them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not config.getoption("--run-network"):
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -14,7 +14,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from .encoder import length_mask
+from .configuration import text_config
+from .encoder import attention_mask, length_mask
 
 LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
 
@@ -68,14 +69,6 @@ def inject_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int, alpha: int
         }
 
 
-def _attention_mask(backbone: DiffusionGemmaForBlockDiffusion, seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn (P, P) or (B, Q, K) bool, True where attended, into what the attention implementation takes."""
-    mask = seen[None, None] if seen.dim() == 2 else seen[:, None]
-    if backbone.config._attn_implementation == "sdpa":
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
 def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
     """Run the causal encoder over prompt embeddings.
 
@@ -87,34 +80,41 @@ def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> 
         Last hidden states (B, P, D), normed as the output layer expects them, and the key/value cache.
     """
     encoder = backbone.model.encoder.language_model
-    cache = DynamicCache(config=backbone.config.text_config)
+    geometry = text_config(backbone.config)
+    cache = DynamicCache()
     places = torch.arange(embeds.shape[1], device=embeds.device)
     distance = places[:, None] - places[None, :]  # (P, P), from key to query
     causal = distance >= 0
     # Explicit: without an attention implementation in its configuration the stock model makes no mask at all.
     masks = {
-        "full_attention": _attention_mask(backbone, causal, embeds.dtype),
-        "sliding_attention": _attention_mask(
-            backbone, causal & (distance < backbone.config.text_config.sliding_window), embeds.dtype
-        ),
+        kind: attention_mask(seen[None], geometry._attn_implementation, embeds.dtype)
+        for kind, seen in (
+            ("full_attention", causal),
+            ("sliding_attention", causal & (distance < geometry.sliding_window)),
+        )
     }
     output = encoder(inputs_embeds=embeds, past_key_values=cache, attention_mask=masks)
     return output.last_hidden_state, cache
 
 
+def _keys_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Give each layer's keys and values; their types also admit layers without attention or still empty."""
+    return [(layer.keys, layer.values) for layer in cast("list[Any]", cache.layers)]
+
+
 def crop_cache(cache: DynamicCache, n_positions: int) -> DynamicCache:
     """Give the first ``n_positions`` of a cache as a cache of its own, leaving the original as it is."""
     cropped = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        cropped.update(layer.keys[:, :, :n_positions], layer.values[:, :, :n_positions], index)
+    for index, (keys, values) in enumerate(_keys_values(cache)):
+        cropped.update(keys[:, :, :n_positions], values[:, :, :n_positions], index)
     return cropped
 
 
 def select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """Give the chosen rows, (B',) int64, of a cache as a cache of its own."""
     selected = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        selected.update(layer.keys[rows], layer.values[rows], index)
+    for index, (keys, values) in enumerate(_keys_values(cache)):
+        selected.update(keys[rows], values[rows], index)
     return selected
 
 
@@ -142,13 +142,13 @@ def denoise(
         Last hidden states, (B, C, D), normed as the output layer expects them.
     """
     n_batch, length = canvas.shape
-    n_cached = prefix.layers[0].keys.shape[-2]
-    valid = length_mask(n_prompt, n_cached)
+    cached = _keys_values(prefix)[0][0]
+    valid = length_mask(n_prompt, cached.shape[-2])
     on_canvas = (
         torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
     )
     seen = torch.cat([valid, on_canvas], dim=1)[:, None, :].expand(n_batch, length, -1)
-    mask = _attention_mask(backbone, seen, prefix.layers[0].keys.dtype)
+    mask = attention_mask(seen, text_config(backbone.config)._attn_implementation, cached.dtype)
     decoder = backbone.model.decoder
     hook = None
     if soft_embeddings is not None:
@@ -198,6 +198,7 @@ def soft_embed(backbone: DiffusionGemmaForBlockDiffusion, logits: Tensor) -> Ten
         (B, C, D), scaled as input embeddings are.
     """
     embedding = backbone.model.decoder.embed_tokens
-    weight = embedding.weight
+    weight: Tensor = embedding.weight
     probabilities = logits.softmax(dim=-1, dtype=torch.float32).to(weight.dtype)
-    return (probabilities @ weight) * embedding.embed_scale.to(weight.dtype)
+    scale: Tensor = embedding.embed_scale.to(weight.dtype)
+    return (probabilities @ weight) * scale

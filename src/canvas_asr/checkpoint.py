@@ -211,7 +211,14 @@ def save_checkpoint(
         folder: Made if it does not exist.
         whole: Write backbone and audio encoder beside the adapter, and name them so in the configuration.
         dtype: Of all tensors written.
+
+    Raises:
+        CheckpointError: If the adapter alone is asked for and its frozen parts were trained too.
     """
+    adapter = adapter_state(model)
+    n_trained = sum(parameter.requires_grad for parameter in model.parameters())
+    if not whole and n_trained > len(adapter):
+        raise CheckpointError(f"{folder}: backbone or audio encoder were trained too; write the whole model.")
     folder.mkdir(parents=True, exist_ok=True)
     config = CanvasASRConfig.from_dict(model.config.to_dict())
     if whole:
@@ -221,7 +228,7 @@ def save_checkpoint(
     config.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     processor.feature_extractor.save_pretrained(folder)
-    state = {name: tensor.to(dtype) for name, tensor in adapter_state(model).items()}
+    state = {name: tensor.to(dtype) for name, tensor in adapter.items()}
     save_file(state, folder / ADAPTER_NAME, metadata={"format": "pt"})
 
 
@@ -322,6 +329,9 @@ def load_checkpoint(
     )
     model = CanvasASRModel(config, backbone=backbone, audio_encoder=encoder)
     load_adapter(model, folder / ADAPTER_NAME)
-    model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
+    # Parameters only: the rotary frequencies are buffers, which a lower precision would spoil.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.to(device)  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     return model, processor

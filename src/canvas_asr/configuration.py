@@ -5,14 +5,19 @@ The same classes describe the embedded model and the 26B system; only values dif
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
+from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, PreTrainedConfig, WhisperConfig
 
 from .languages import LANGUAGES
 
 PROJECTOR_KINDS = ("conv", "stack_mlp")
 LANGUAGE_TAG_PLACES = ("canvas", "none")
+
+
+def text_config(config: DiffusionGemmaConfig) -> DiffusionGemmaTextConfig:
+    """Give the text geometry of a backbone; its field also admits the dict or None that it was made from."""
+    return cast(DiffusionGemmaTextConfig, config.text_config)
 
 
 class CanvasASRConfig(PreTrainedConfig):
@@ -105,12 +110,12 @@ class CanvasASRConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width D of the backbone."""
-        return int(self.backbone_config.text_config.hidden_size)
+        return int(text_config(self.backbone_config).hidden_size)
 
     @property
     def vocab_size(self) -> int:
         """Vocabulary V of the backbone."""
-        return int(self.backbone_config.text_config.vocab_size)
+        return int(text_config(self.backbone_config).vocab_size)
 
     @property
     def d_audio(self) -> int:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .configuration import CanvasASRConfig
 from .errors import OptionError
 from .modeling import CanvasASRModel
 from .processing import CanvasASRProcessor, pad_ids
@@ -114,7 +112,7 @@ class CanvasDecoder:
         """
         self.model = model
         self.processor = processor
-        self.config = config = cast("CanvasASRConfig", model.config)
+        self.config = config = model.config
         self.languages = processor.language_ids(config)
         self.audio_id = processor.token_id(config.audio_token)
         self.vocabulary = text_vocabulary(

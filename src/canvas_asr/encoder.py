@@ -30,6 +30,28 @@ def length_mask(n_valid: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=n_valid.device)[None, :] < n_valid[:, None]
 
 
+def attention_mask(seen: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
+    """Write an explicit mask the way an attention implementation of ``transformers`` takes it.
+
+    Args:
+        seen: True where a key is attended, (B or 1, Q, K) bool.
+        implementation: ``_attn_implementation`` of the configuration that the layers read.
+        dtype: Of an additive mask.
+
+    Returns:
+        (B or 1, 1, Q, K): bool for ``sdpa``, additive for ``eager``, which None also runs.
+
+    Raises:
+        ValueError: For an implementation that takes no explicit mask.
+    """
+    if implementation == "sdpa":
+        return seen[:, None]
+    if implementation not in (None, "eager"):
+        raise ValueError(f"attention implementation is {implementation!r}; load with 'sdpa' or 'eager'.")
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
 def encode_audio(
     encoder: WhisperEncoder, mel: Tensor, n_mel: Tensor, *, pad_to_30s: bool
 ) -> tuple[Tensor, Tensor]:
@@ -67,7 +89,10 @@ def encode_audio(
     hidden = hidden + encoder.embed_positions.weight[:n_positions]
     hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
     valid = length_mask(n_frames, n_positions)
-    mask = None if bool(valid.all()) else valid[:, None, None, :].expand(-1, 1, n_positions, -1)
+    mask = None
+    if not bool(valid.all()):
+        seen = valid[:, None, :].expand(-1, n_positions, -1)
+        mask = attention_mask(seen, encoder.config._attn_implementation, hidden.dtype)
     for layer in encoder.layers:
         hidden = layer(hidden, mask)
     return encoder.layer_norm(hidden), n_frames

@@ -21,10 +21,12 @@ class CanvasASRModel(PreTrainedModel):
     Only the projector, the CTC tap and the LoRA matrices (the adapter) require gradients.
     """
 
+    config: CanvasASRConfig
     config_class = CanvasASRConfig
     main_input_name = "mel"
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = [
+    # transformers declares it, a class's constant, as an instance's variable.
+    _no_split_modules: ClassVar[list[str]] = [  # type: ignore[misc]
         "DiffusionGemmaDecoderTextLayer",
         "DiffusionGemmaEncoderTextLayer",
     ]

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin, WhisperFeature
 
 from .configuration import CanvasASRConfig
 
-SAMPLE_RATE_HZ = 16_000
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 

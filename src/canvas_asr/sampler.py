@@ -110,7 +110,10 @@ def initial_canvas(
         raise OptionError("init='draft' needs CTC drafts.")
     canvas = torch.full_like(noise, vocabulary.eos)
     start = 1 if vocabulary.tags else 0
-    canvas[:, :start] = noise[:, :start]
+    if start:
+        # Training lays a random tag before a draft too.
+        tags = torch.tensor(vocabulary.tags)
+        canvas[:, 0] = tags[noise[:, 0] % len(tags)]
     for row, draft in enumerate(drafts):
         kept = list(draft[: config.canvas_length - start])
         canvas[row, start : start + len(kept)] = torch.tensor(kept, dtype=torch.long)
@@ -137,6 +140,7 @@ def _predict(logits: Tensor, vocabulary: Vocabulary, given: Tensor) -> tuple[Ten
         # A clip without speech has the end token in place of a tag.
         silent = (given < 0) & (logits[:, 0, vocabulary.eos] > logits[:, 0, ids].max(dim=-1).values)
         canvas[:, 0] = torch.where(silent, vocabulary.eos, ids[best])
+        confidence[:, 0] = torch.where(silent, probabilities[:, 0, vocabulary.eos], confidence[:, 0])
     return canvas, confidence, tags
 
 
@@ -151,7 +155,9 @@ def _renoise(
     in_text = positions <= first_end[:, None]
     if vocabulary.tags:
         in_text = in_text & ~((positions == 0) & (given[:, None] >= 0))
-    rank = torch.where(in_text, confidence, -torch.ones_like(confidence)).argsort(dim=1, descending=True)
+    rank = torch.where(in_text, confidence, -torch.ones_like(confidence)).argsort(
+        dim=1, descending=True, stable=True
+    )
     order = torch.empty_like(rank).scatter_(1, rank, positions.expand_as(rank).contiguous())
     n_kept = torch.ceil(in_text.sum(dim=1) * share)
     return torch.where(in_text & (order >= n_kept[:, None]), noise, canvas)

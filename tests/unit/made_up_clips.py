@@ -9,7 +9,7 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-from canvas_asr.processing import SAMPLE_RATE_HZ
+from canvas_asr.audio import SAMPLE_RATE_HZ
 
 SPEECH = (
     ("Good morning, my friend.", "en", "ɡʊdmɔːnɪŋ"),

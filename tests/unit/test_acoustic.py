@@ -128,6 +128,21 @@ def test_a_loss_of_weight_zero_is_left_out(dataset: SpeechDataset, collate: Acou
     assert set(model_of(frame_weight=0.0, ctc_weight=1.0)(**batch)) == {"loss", "ctc", "infeasible"}
 
 
+def test_a_batch_without_labels_gives_a_loss_of_zero_that_can_be_trained_on(
+    dataset: SpeechDataset, collate: AcousticCollator
+) -> None:
+    batch = collate([dataset[(0, i)] for i in (0, 3)])
+    batch["labels"].fill_(IGNORED)
+    model = model_of(ctc_weight=0.0)
+    outputs = model(**batch)
+    assert set(outputs) == {"loss"}
+    assert outputs["loss"] == 0
+    outputs["loss"].backward()
+    gradients = [p.grad for p in model.encoder.parameters() if p.grad is not None]
+    assert gradients
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
 # Judging
 
 
@@ -217,6 +232,19 @@ def test_bad_settings_are_named(trained: Path, manifest: Path, tmp_path: Path) -
         run(recipe_of(tmp_path, manifest, train=[{"path": str(tmp_path / "none.jsonl")}]))
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         run(recipe_of(tmp_path, manifest, init=str(tmp_path / "none.safetensors")))
+    with pytest.raises(RecipeError, match="frame_weight and ctc_weight are both 0"):
+        run(recipe_of(tmp_path, manifest, frame_weight=0.0, ctc_weight=0.0))
     narrow = {**AUDIO_ENCODER, "d_model": 16}
     with pytest.raises(CheckpointError, match="does not fit"):
         run(recipe_of(tmp_path, manifest, encoder=narrow, init=str(trained / "trained.safetensors")))
+
+
+def test_clips_without_phonemes_need_ctc(manifest: Path, tmp_path: Path) -> None:
+    records = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        record["audio"] = str(manifest.parent / record["audio"])
+        del record["phonemes"]
+    recorded = tmp_path / "recorded.jsonl"
+    recorded.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    with pytest.raises(DataError, match="no clip has phonemes, and ctc_weight is 0"):
+        run(recipe_of(tmp_path, recorded, ctc_weight=0.0))

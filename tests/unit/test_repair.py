@@ -31,7 +31,8 @@ class ScriptedDecoder:
         assert options["init"] == "draft"
         truths = [[ord(c) for c in text] for text in TEXTS]
         return [
-            SimpleNamespace(ids=self.answer(truth, draft)) for truth, draft in zip(truths, drafts, strict=True)
+            SimpleNamespace(ids=self.answer(truth, draft))
+            for truth, draft in zip(truths, drafts, strict=True)
         ]
 
 

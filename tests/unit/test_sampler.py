@@ -118,7 +118,8 @@ def test_a_draft_lies_behind_the_tag_and_the_end_token_fills_the_tail() -> None:
     generators = [torch.Generator().manual_seed(key) for key in range(3)]
     canvas = initial_canvas(config, vocabulary(), generators, drafts)
     assert canvas[:, 1:].tolist() == [[A, B, 1, 1, 1], [10, 11, 12, 13, 14], [1] * 5]
-    assert canvas[:, 0].tolist() == [int(draws(0, key, 1)[0][0]) for key in range(3)]
+    tags = vocabulary().tags
+    assert canvas[:, 0].tolist() == [tags[int(draws(0, key, 1)[0][0]) % len(tags)] for key in range(3)]
     without = initial_canvas(config, vocabulary(()), generators, drafts)
     assert without.tolist() == [[A, B, 1, 1, 1, 1], [10, 11, 12, 13, 14, 15], [1] * 6]
 

@@ -302,6 +302,18 @@ def test_bad_settings_are_named(trained: Path, sentences: Path, tmp_path: Path) 
         run(recipe_of(tmp_path, sentences, languages=["en", "hi"]))
     with pytest.raises(DataError, match="no such folder"):
         run(recipe_of(tmp_path, tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"training split of en is empty \(\d+ sentences, none within"):
+        run(recipe_of(tmp_path, sentences, max_target_tokens=1))
     wide = {**BACKBONE, "text_config": {**BACKBONE["text_config"], "hidden_size": 48}}
     with pytest.raises(CheckpointError, match="does not fit"):
         run(recipe_of(tmp_path, sentences, backbone=wide, init=str(trained / "trained.safetensors")))
+
+
+def test_an_empty_development_split_is_named(sentences: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").mkdir()
+    for path in sentences.iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if path.stem != "zh" or split_of(line) == "train"]
+        (tmp_path / "short" / path.name).write_text("\n".join(kept), encoding="utf-8")
+    with pytest.raises(DataError, match=r"short: the development split of zh is empty \(0 sentences"):
+        run(recipe_of(tmp_path, tmp_path / "short"))

@@ -20,6 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from canvas_asr.decoding import greedy_ctc
 from canvas_asr.encoder import encode_audio, length_mask
+from canvas_asr.errors import DataError, RecipeError
 from canvas_asr.manifest import Clip
 from canvas_asr.processing import pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
@@ -73,6 +74,11 @@ class AcousticOptions:
     augment: bool = False
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse to train without a loss."""
+        if not (self.frame_weight or self.ctc_weight):
+            raise RecipeError("options: frame_weight and ctc_weight are both 0; give one a weight.")
+
 
 class AcousticModel(nn.Module):
     """Audio encoder with a phoneme head on its frames and a piece head on stacked frames."""
@@ -116,7 +122,8 @@ class AcousticModel(nn.Module):
             ``loss``, and ``frame_loss``, ``frame_accuracy``, ``ctc``, ``infeasible`` where computed.
         """
         frames, n_frames = encode_audio(self.encoder, mel, n_mel, pad_to_30s=False)
-        outputs: dict[str, Tensor] = {"loss": frames.new_zeros((), dtype=torch.float32)}
+        # The sum of no frames: a zero with a gradient, for batches that have no loss of their own.
+        outputs: dict[str, Tensor] = {"loss": frames[:, :0].sum(dtype=torch.float32)}
         known = labels != IGNORED
         if self.options.frame_weight and bool(known.any()):
             logits = self.phoneme_head(frames[known]).float()
@@ -173,9 +180,8 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
             readings = greedy_ctc(model.piece_head(states), n_states, model.options.blank_token_id)
             for example, ids in zip(examples, readings, strict=True):
                 entry = example["entry"]
-                pairs[entry.language].append(
-                    (entry.text, collate.tokenizer.decode(ids, skip_special_tokens=True))
-                )
+                reading = str(collate.tokenizer.decode(ids, skip_special_tokens=True))
+                pairs[entry.language].append((entry.text, reading))
     figures = {"frame_accuracy": float(np.mean(accuracies))} if accuracies else {}
     for language, texts in sorted(pairs.items()):
         references, hypotheses = zip(*texts, strict=True)
@@ -190,8 +196,8 @@ def run(recipe: Recipe) -> None:
         recipe: With ``stage: acoustic``.
 
     Raises:
-        RecipeError: If an option is unknown, missing or mistyped.
-        DataError: If a manifest cannot be read or holds nothing.
+        RecipeError: If an option is unknown, missing or mistyped, or no loss has a weight.
+        DataError: If a manifest cannot be read or holds nothing that the losses can use.
     """
     options = from_mapping(AcousticOptions, recipe.options, "options")
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
@@ -209,6 +215,11 @@ def run(recipe: Recipe) -> None:
         read_sources([from_mapping(ManifestSource, s, "options") for s in sources], max_s=options.max_clip_s)
         for sources in (options.train, options.dev)
     )
+    if not options.ctc_weight and all(entry.phonemes is None for entry in train):
+        raise DataError(
+            "options.train: no clip has phonemes, and ctc_weight is 0, so there is nothing to learn; "
+            "give a ctc_weight or a manifest with phonemes."
+        )
     collate = AcousticCollator(tokenizer, 2 * options.hop_length / extractor.sampling_rate)
     dataset = SpeechDataset(
         train,

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from canvas_asr.checkpoint import assemble, save_checkpoint
+from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter, save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.decoding import CanvasDecoder, greedy_ctc
 from canvas_asr.encoder import n_encoder_frames
 from canvas_asr.errors import CheckpointError, RecipeError
+from canvas_asr.evaluation.metrics import repetition_rate
 from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
@@ -51,8 +52,9 @@ class AdapterOptions:
         ctc_weight: Weight of the CTC loss; 0 switches it off.
         canvas_choices: Canvas lengths beside the shortest that fits.
         p_long_canvas: How often a longer canvas is chosen.
-        init: A ``trained.safetensors`` of an earlier run of this stage; empty starts anew. What it does not
-            hold keeps its own start, so that joint fine-tuning can follow adapter training.
+        init: A ``trained.safetensors`` of an earlier run of this stage, or the folder of a checkpoint whose
+            adapter to start from; empty starts anew. What it does not hold keeps its own start, so that
+            joint fine-tuning can follow adapter training.
         min_clip_s: Shorter clips are left out.
         max_clip_s: Longer clips are left out.
         n_dev: Development clips decoded at each evaluation.
@@ -104,6 +106,7 @@ class AdapterModel(nn.Module):
         self.audio_id = audio_id
         self.tags = list(tags)
         model.audio_encoder.requires_grad_(options.train_audio_encoder)
+        model.audio_encoder.embed_positions.requires_grad_(False)  # sinusoids, as in Whisper
         if options.train_backbone:
             for name, parameter in model.backbone.named_parameters():
                 parameter.requires_grad_("vision" not in name and ".router." not in name)
@@ -218,8 +221,8 @@ def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
         dataset: Development clips.
 
     Returns:
-        Mean over languages of WER (CER for hi, zh) by mode, the same by language for 8 passes, language
-        detection accuracy, and the gap between shuffled and true audio.
+        Mean over languages of WER (CER for hi, zh) by mode, the same by language for 8 passes, repetition
+        rate, language detection accuracy, and the gap between shuffled and true audio.
     """
     modes = {
         "draft": {"steps": 0, "init": "draft"},
@@ -243,12 +246,16 @@ def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
                 pairs[name][entry.language].append((entry.text, text))
             if name == "noise8":
                 n_right += sum(e.language == r.language for e, r in zip(entries, results, strict=True))
-                for entry, text in zip(entries, texts[1:] + texts[:1], strict=True):
-                    pairs["shuffled"][entry.language].append((entry.text, text))
+    # Each reference beside what the audio of the next clip gave: of its own language but for the last one.
+    flat = [(code, *pair) for code, own in pairs["noise8"].items() for pair in own]
+    for (code, reference, _), (_, _, other) in zip(flat, flat[1:] + flat[:1], strict=True):
+        pairs["shuffled"][code].append((reference, other))
     rates = {name: {code: _rate(code, p) for code, p in by.items()} for name, by in pairs.items()}
     figures = {name: float(np.mean(list(by.values()))) for name, by in rates.items()}
     figures.update({f"noise8_{code}": rate for code, rate in sorted(rates["noise8"].items())})
     figures["gap"] = figures["shuffled"] - figures["noise8"]
+    looping = [repetition_rate([text for _, text in own], code) for code, own in pairs["noise8"].items()]
+    figures["repetition"] = float(np.mean(looping))
     figures["language_accuracy"] = n_right / len(dataset)
     return figures
 
@@ -290,12 +297,16 @@ def run(recipe: Recipe) -> None:
     options = from_mapping(AdapterOptions, recipe.options, "options")
     torch.manual_seed(recipe.training.seed)
     model, processor = _assemble(options)
-    config: CanvasASRConfig = model.config
+    config = model.config
     module = AdapterModel(
         model, options, processor.token_id(config.audio_token), list(processor.language_ids(config).values())
     )
     if options.init:
-        load_trainable_state(module, Path(options.init), partial=True)
+        init = Path(options.init)
+        if init.is_dir():
+            load_adapter(model, init / ADAPTER_NAME)
+        else:
+            load_trainable_state(module, init, partial=True)
     train, dev = (
         read_sources(
             [from_mapping(ManifestSource, s, "options") for s in sources],

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from canvas_asr.backbone import crop_cache, denoise, encode_prefix, output_logits, select_cache, soft_embed
+from canvas_asr.configuration import text_config
 from canvas_asr.errors import RecipeError
 
 from .corruption import KINDS, Corruption, CorruptionOptions
@@ -107,7 +109,7 @@ def denoising_losses(
     else:
         cache = encode_prefix(backbone, prompt)[1]
 
-    corruption = Corruption(options.corruption, backbone.config.text_config.vocab_size, _eos(backbone))
+    corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
     levels = sample_noise_levels(len(canvas))
     kinds = corruption.draw_kinds(len(canvas), drafts=drafts is not None)
     noisy = corruption(canvas, n_targets, levels, kinds, drafts)
@@ -136,5 +138,5 @@ def denoising_losses(
 
 
 def _eos(backbone: DiffusionGemmaForBlockDiffusion) -> int:
-    eos = backbone.config.text_config.eos_token_id
-    return int(eos[0] if isinstance(eos, list) else eos)
+    eos = cast("int | list[int]", text_config(backbone.config).eos_token_id)
+    return eos[0] if isinstance(eos, list) else eos

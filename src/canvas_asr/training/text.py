@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from canvas_asr.backbone import build_backbone, encode_prefix
+from canvas_asr.configuration import text_config
 from canvas_asr.decoding import text_vocabulary
+from canvas_asr.errors import DataError
 from canvas_asr.languages import LANGUAGES
 from canvas_asr.processing import pad_ids
 from canvas_asr.sampler import SamplerConfig, sample
@@ -173,7 +175,7 @@ def judge(
     figures: dict[str, float] = {}
     by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
     pieces = Pieces(tokenizer)
-    size = backbone.config.text_config.vocab_size
+    size = text_config(backbone.config).vocab_size
     vocabulary = text_vocabulary(tokenizer, size, [pieces.tag(code) for code in LANGUAGES])
     for language, texts in dev.items():
         prompts = [repair_case(pieces, text, language).prompt_ids for text in texts]
@@ -191,15 +193,33 @@ def judge(
         )
         for text, row in zip(texts, output.canvas.tolist(), strict=True):
             end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
-            by_language[language].append(
-                (text, tokenizer.decode(row[:end], skip_special_tokens=True).strip())
-            )
+            reading = str(tokenizer.decode(row[:end], skip_special_tokens=True))
+            by_language[language].append((text, reading.strip()))
     for language, pairs in by_language.items():
         references, hypotheses = (list(side) for side in zip(*pairs, strict=True))
         by_character = language in ("zh", "hi")
         rate = jiwer.cer(references, hypotheses) if by_character else jiwer.wer(references, hypotheses)
         figures[f"{'cer' if by_character else 'wer'}_{language}"] = float(rate)
     return figures
+
+
+def _fitting(
+    lists: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, options: TextOptions, split: str
+) -> dict[str, list[str]]:
+    """Leave out sentences longer than ``max_target_tokens``; refuse a language that has none left."""
+    kept = {}
+    for code, texts in lists.items():
+        rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        kept[code] = [
+            text for text, ids in zip(texts, rows, strict=True) if len(ids) < options.max_target_tokens
+        ]
+        if not kept[code]:
+            raise DataError(
+                f"{options.sentences}: the {split} split of {code} is empty ({len(texts)} sentences, none "
+                f"within max_target_tokens {options.max_target_tokens}); give longer lists: about one "
+                "sentence in a hundred is held out for development."
+            )
+    return kept
 
 
 def run(recipe: Recipe) -> None:
@@ -210,31 +230,21 @@ def run(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: If an option is unknown, missing or mistyped.
-        DataError: If the sentence lists are missing.
+        DataError: If the sentence lists are missing, or one has nothing to train on or to judge by.
     """
     options = from_mapping(TextOptions, recipe.options, "options")
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     languages = options.languages or LANGUAGES
     lists = read_sentences(options.sentences, languages)
+    kept = _fitting(lists.train, tokenizer, options, "training")
+    held_out = _fitting(lists.dev, tokenizer, options, "development")
     torch.manual_seed(recipe.training.seed)
     model = TextModel(build_backbone(DiffusionGemmaConfig(**options.backbone)), options.objective)
     if options.init:
         load_trainable_state(model, Path(options.init))
-
-    def fitting(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        limit = options.max_target_tokens - 1
-        kept = {}
-        for code in languages:
-            lengths = [
-                len(ids) for ids in tokenizer(list(texts[code]), add_special_tokens=False)["input_ids"]
-            ]
-            kept[code] = [text for text, n in zip(texts[code], lengths, strict=True) if n <= limit]
-        return kept
-
-    kept = fitting(lists.train)
     tasks = TextTasks(tokenizer, kept, espeak_phonemes, options.tasks, recipe.training.seed)
     train = balanced(kept, languages)
-    dev = {code: texts[: options.n_dev] for code, texts in fitting(lists.dev).items()}
+    dev = {code: texts[: options.n_dev] for code, texts in held_out.items()}
 
     def evaluate() -> dict[str, float]:
         shuffled = judge(model.backbone, tokenizer, dev, shuffle=True)

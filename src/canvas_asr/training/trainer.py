@@ -48,7 +48,7 @@ class BatchPlan:
             seed: Of the order.
 
         Raises:
-            CheckpointError: Never; ValueError if there are no examples.
+            ValueError: If there are no examples.
         """
         if not len(lengths):
             raise ValueError("there are no training examples.")
@@ -142,6 +142,8 @@ def load_trainable_state(module: nn.Module, path: Path, *, partial: bool = False
 class StageTrainer(Trainer):
     """``Trainer`` for stage modules."""
 
+    model: nn.Module  # always given here, so never None
+
     def __init__(
         self,
         module: nn.Module,
@@ -211,7 +213,7 @@ class StageTrainer(Trainer):
         n_workers = self.args.dataloader_num_workers
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,
-            batch_sampler=self.plan,  # type: ignore[arg-type]
+            batch_sampler=self.plan,
             collate_fn=self.collate,
             num_workers=n_workers,
             # Many workers with many batches each would fill the shared memory of a machine.
@@ -239,8 +241,12 @@ class StageTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Run the stage and keep its figures for the next log line."""
         outputs = model(**inputs)
         for name, value in outputs.items():
