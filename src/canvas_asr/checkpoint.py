@@ -223,6 +223,8 @@ def save_checkpoint(
     config = CanvasASRConfig.from_dict(model.config.to_dict())
     if whole:
         config.backbone, config.audio_encoder = "backbone", "audio_encoder"
+        for part_config in (config.backbone_config, config.audio_encoder_config):
+            part_config._name_or_path = ""  # where it was loaded from means nothing elsewhere
         for name, part in (("backbone", model.backbone), ("audio_encoder", model.audio_encoder)):
             _save_part(part, folder / name, dtype)
     config.save_pretrained(folder)
