@@ -136,7 +136,13 @@ def test_a_terminal_without_the_letters_gets_their_numbers(
 def test_ctrl_c_ends_without_a_traceback(model: Path, files: list[str]) -> None:
     command = [*COMMAND, "transcribe", "--model", str(model), "--batch-size", "1", *(files * 2000)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+        # A test run in the background of a shell ignores Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(files[0])
