@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaForBlockDiffusion
+from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from canvas_asr.backbone import crop_cache, denoise, encode_prefix, output_logits, select_cache, soft_embed
 from canvas_asr.configuration import text_config
@@ -98,14 +98,8 @@ def denoising_losses(
     rows = torch.arange(len(canvas), device=canvas.device)
     loss = prompt.new_zeros((), dtype=torch.float32)
     if options.autoregressive_weight:
-        embedded = backbone.get_input_embeddings()(targets).to(prompt.dtype)
-        hidden, cache = encode_prefix(backbone, append_targets(prompt, n_prompt, embedded, n_targets))
-        steps = torch.arange(targets.shape[1], device=canvas.device)
-        positions = (n_prompt[:, None] - 1 + steps[None, :]).clamp(max=hidden.shape[1] - 1)
-        logits = output_logits(backbone, hidden[rows[:, None], positions])
-        outputs["autoregressive"] = autoregressive_loss(logits, targets, n_targets)
+        outputs["autoregressive"], cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets)
         loss = loss + options.autoregressive_weight * outputs["autoregressive"]
-        cache = crop_cache(cache, prompt.shape[1])
     else:
         cache = encode_prefix(backbone, prompt)[1]
 
@@ -135,6 +129,23 @@ def denoising_losses(
     outputs["accuracy"] = (logits.argmax(-1) == canvas)[text].float().mean()
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
     return outputs
+
+
+def _read_transcript(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    prompt: Tensor,
+    n_prompt: Tensor,
+    targets: Tensor,
+    n_targets: Tensor,
+) -> tuple[Tensor, DynamicCache]:
+    """Autoregressive loss of the transcript behind its prompt, and the cache of the prompt alone."""
+    embedded = backbone.get_input_embeddings()(targets).to(prompt.dtype)
+    hidden, cache = encode_prefix(backbone, append_targets(prompt, n_prompt, embedded, n_targets))
+    steps = torch.arange(targets.shape[1], device=prompt.device)
+    positions = (n_prompt[:, None] - 1 + steps[None, :]).clamp(max=hidden.shape[1] - 1)
+    rows = torch.arange(len(prompt), device=prompt.device)
+    logits = output_logits(backbone, hidden[rows[:, None], positions])
+    return autoregressive_loss(logits, targets, n_targets), crop_cache(cache, prompt.shape[1])
 
 
 def _eos(backbone: DiffusionGemmaForBlockDiffusion) -> int:
