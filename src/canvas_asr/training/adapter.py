@@ -7,6 +7,7 @@ find something to attend to. Judged by transcripts: each evaluation decodes, als
 from __future__ import annotations
 
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class AdapterOptions:
         augmentation: How strongly.
         train_audio_encoder: Joint fine-tuning (d): the audio encoder learns too.
         train_backbone: Joint fine-tuning (d): the backbone learns too, its experts' routers apart.
+        base_lr_scale: Learning rate of audio encoder and backbone relative to the adapter's.
     """
 
     tokenizer: Path
@@ -84,6 +86,12 @@ class AdapterOptions:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     train_audio_encoder: bool = False
     train_backbone: bool = False
+    base_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a rate of zero: what is not to learn is not trained at all."""
+        if not 0 < self.base_lr_scale < math.inf:
+            raise RecipeError(f"options: base_lr_scale is {self.base_lr_scale}; it must be above 0.")
 
 
 class AdapterModel(nn.Module):
@@ -266,6 +274,10 @@ def _rate(language: str, pairs: list[tuple[str, str]]) -> float:
     return float(measure(references, hypotheses))
 
 
+def _is_base(name: str) -> bool:
+    return name.startswith(("model.audio_encoder.", "model.backbone.")) and "lora_" not in name
+
+
 def _assemble(options: AdapterOptions) -> tuple[CanvasASRModel, CanvasASRProcessor]:
     """Join the frozen parts, with errors that name the recipe's key."""
     # The configuration itself keeps keys that it does not know.
@@ -332,6 +344,7 @@ def run(recipe: Recipe) -> None:
         recipe.training,
         recipe.output_dir,
         lambda: judge(decoder, dev_set),
+        lr_scale_of=lambda name: options.base_lr_scale if _is_base(name) else 1.0,
     )
     trainer.run()
     save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=True)

@@ -21,6 +21,8 @@ from canvas_asr.errors import RecipeError
 STAGES = ("acoustic", "text", "adapter")
 # Falls to zero at max_steps or max_minutes, whichever is nearer: for machines whose speed is not known.
 TIMED_COSINE = "timed_cosine"
+MUON = "muon"
+OPTIMIZERS = ("adamw", MUON)
 SCHEDULES = (
     "constant",
     "constant_with_warmup",
@@ -41,10 +43,13 @@ class TrainingOptions:
     Attributes:
         max_steps: Optimiser steps in all.
         batch_size: Clips (or sentences) per step, grouped by similar length.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate.
+        optimizer: ``adamw``, or ``muon``: Muon for the matrices of hidden layers, AdamW for the rest.
+        muon_lr_scale: Learning rate of Muon's matrices relative to ``learning_rate``, with updates scaled
+            to the size of AdamW's.
         warmup_steps: Steps of linear warm-up.
         schedule: Name of the ``transformers`` schedule after warm-up, or ``timed_cosine``.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: On matrices only.
         max_grad_norm: Gradient clipping.
         eval_steps: Steps between evaluations, each of which decodes.
         save_steps: Steps between checkpoints.
@@ -60,6 +65,8 @@ class TrainingOptions:
     max_steps: int
     batch_size: int
     learning_rate: float
+    optimizer: str = "adamw"
+    muon_lr_scale: float = 2.0
     warmup_steps: int = 100
     schedule: str = "cosine"
     weight_decay: float = 0.01
@@ -83,12 +90,14 @@ class TrainingOptions:
         for key in (*not_negative, "max_minutes", "minutes_before"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be 0 or more.")
-        if not 0 < self.learning_rate < math.inf:
-            raise RecipeError(f"training.learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.schedule not in SCHEDULES:
-            raise RecipeError(
-                f"training.schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}."
-            )
+        for key in ("learning_rate", "muon_lr_scale"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be above 0.")
+        for key, known in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, key) not in known:
+                raise RecipeError(
+                    f"training.{key} is {getattr(self, key)!r}; choose one of {', '.join(known)}."
+                )
 
 
 @dataclass(frozen=True)

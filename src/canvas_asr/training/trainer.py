@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from canvas_asr.errors import CheckpointError
 
+from .optimizer import build_optimizer
 from .recipe import TIMED_COSINE, TrainingOptions
 
 WEIGHTS_NAME = "trained.safetensors"
@@ -153,6 +154,8 @@ class StageTrainer(Trainer):
         options: TrainingOptions,
         output_dir: Path,
         evaluate: Callable[[], dict[str, float]],
+        *,
+        lr_scale_of: Callable[[str], float] | None = None,
     ) -> None:
         """Set up a run.
 
@@ -164,6 +167,7 @@ class StageTrainer(Trainer):
             options: From the recipe.
             output_dir: Folder of the run.
             evaluate: Decodes the development set and gives figures by name.
+            lr_scale_of: Factor on the learning rate by parameter name; None: 1 for all.
         """
         if options.n_threads and not torch.cuda.is_available():
             torch.set_num_threads(options.n_threads)
@@ -171,16 +175,15 @@ class StageTrainer(Trainer):
         torch.set_float32_matmul_precision("high")
         output_dir.mkdir(parents=True, exist_ok=True)
         self.log_file = _LogFile(output_dir / "log.jsonl", options)
-        timed = options.schedule == TIMED_COSINE
-        self.timed_options = options if timed else None
+        self.options = options
+        self.lr_scale_of = lr_scale_of
         arguments = TrainingArguments(
             output_dir=str(output_dir),
             max_steps=options.max_steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             warmup_steps=options.warmup_steps,
-            lr_scheduler_type="constant" if timed else options.schedule,
-            weight_decay=options.weight_decay,
+            lr_scheduler_type="constant" if options.schedule == TIMED_COSINE else options.schedule,
             max_grad_norm=options.max_grad_norm,
             eval_strategy="steps",
             eval_steps=options.eval_steps,
@@ -223,12 +226,19 @@ class StageTrainer(Trainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the recipe's optimiser."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.options, self.lr_scale_of)
+        made: torch.optim.Optimizer = self.optimizer
+        return made
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """Make the recipe's schedule."""
-        options = self.timed_options
-        if options is None or self.lr_scheduler is not None:
+        options = self.options
+        if options.schedule != TIMED_COSINE or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
 
         def factor(step: int) -> float:
