@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -30,7 +31,7 @@ from canvas_asr.training.recipe import Recipe, TrainingOptions
 from canvas_asr.training.speech_data import SpeechDataset
 
 BOS, EOS, AUDIO, TRANSCRIBE, BLANK = 2, 1, 4, 5, 6
-EN, ZH = 7, 12
+EN, FR, ZH = 7, 9, 12
 TAGS = list(range(EN, ZH + 1))
 
 
@@ -68,18 +69,33 @@ def test_prompts_have_a_slot_for_every_audio_token(batch: dict[str, Tensor], mod
         assert batch["prompt_ids"][row, : n + 2].tolist() == [BOS, *[AUDIO] * n, TRANSCRIBE]
 
 
-def test_the_canvas_has_tag_text_and_end_and_a_silent_one_the_end_alone(
-    batch: dict[str, Tensor], processor: CanvasASRProcessor
-) -> None:
+def test_the_canvas_has_tag_text_and_end(batch: dict[str, Tensor], processor: CanvasASRProcessor) -> None:
     texts = [[], processor.text_ids(SPEECH[1][0]), processor.text_ids(SPEECH[5][0])]
     assert batch["n_text"].tolist() == [len(ids) for ids in texts]
-    expected = [[EOS], [8, *texts[1], EOS], [ZH, *texts[2], EOS]]
+    expected = [[FR, EOS], [8, *texts[1], EOS], [ZH, *texts[2], EOS]]
     assert batch["n_targets"].tolist() == [len(row) for row in expected]
     for row, ids in enumerate(expected):
         assert batch["targets"][row, : len(ids)].tolist() == ids
         assert batch["canvas"][row, : len(ids)].tolist() == ids
         assert (batch["canvas"][row, len(ids) :] == EOS).all()
         assert batch["text"][row, : len(texts[row])].tolist() == texts[row]  # what CTC spells: no tag
+
+
+def test_every_other_canvas_without_text_has_a_tag(
+    dataset: SpeechDataset, processor: CanvasASRProcessor, model: CanvasASRModel
+) -> None:
+    silent = dataset[(0, 0)]
+    examples = [
+        {**silent, "entry": dataclasses.replace(silent["entry"], audio=Path(f"/x/{i}.wav"))}
+        for i in range(200)
+    ]
+    batch = AdapterCollator(processor, model.config, options_of())(examples)
+    assert set(batch["n_text"].tolist()) == {0}
+    opening = batch["canvas"][:, 0].tolist()
+    assert set(opening) == {EOS, *TAGS}
+    assert 70 < opening.count(EOS) < 130
+    assert (batch["canvas"][:, 1:] == EOS).all()
+    assert batch["n_targets"].tolist() == [1 if token == EOS else 2 for token in opening]
 
 
 def test_a_model_without_tags_gets_none(dataset: SpeechDataset, processor: CanvasASRProcessor) -> None:

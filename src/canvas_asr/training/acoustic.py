@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from canvas_asr.processing import pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
 
+from .judging import listening, named_error_rates
 from .losses import ctc_loss
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
@@ -163,7 +163,7 @@ class AcousticCollator:
 
 
 def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> dict[str, float]:
-    """Frame accuracy and, where CTC is trained, the CER of its greedy reading by language."""
+    """Frame accuracy and, where CTC is trained, the error rates of its greedy reading by language."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     accuracies = []
     device = next(model.parameters()).device
@@ -183,10 +183,7 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
                 reading = str(collate.tokenizer.decode(ids, skip_special_tokens=True))
                 pairs[entry.language].append((entry.text, reading))
     figures = {"frame_accuracy": float(np.mean(accuracies))} if accuracies else {}
-    for language, texts in sorted(pairs.items()):
-        references, hypotheses = zip(*texts, strict=True)
-        figures[f"cer_{language}"] = float(jiwer.cer(list(references), list(hypotheses)))
-    return figures
+    return {**figures, **named_error_rates(pairs), **listening(pairs)} if pairs else figures
 
 
 def run(recipe: Recipe) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from canvas_asr.processing import pad_ids
 from canvas_asr.sampler import SamplerConfig, sample
 
 from .corruption import lay_out
+from .judging import listening, named_error_rates
 from .objective import ObjectiveOptions, denoising_losses
 from .recipe import Recipe, from_mapping
 from .sentences import read_sentences
@@ -157,7 +157,6 @@ def judge(
     *,
     steps: int = 8,
     canvas_length: int = 64,
-    shuffle: bool = False,
 ) -> dict[str, float]:
     """Repair unseen sentences from noise: the stage's milestone.
 
@@ -167,20 +166,17 @@ def judge(
         dev: Sentences by language.
         steps: Passes.
         canvas_length: Canvas in tokens.
-        shuffle: Give every canvas the prompt of the next sentence: the error rate without reading.
 
     Returns:
-        ``wer_xx`` (``cer_zh``, ``cer_hi``) by language, over raw text.
+        ``wer_xx`` (``cer_zh``, ``cer_hi``) by language over raw text, and what :func:`listening` gives, with
+        the prompt of the next sentence for the audio of the next clip.
     """
-    figures: dict[str, float] = {}
-    by_language: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    readings: dict[str, list[tuple[str, str]]] = defaultdict(list)
     pieces = Pieces(tokenizer)
     size = text_config(backbone.config).vocab_size
     vocabulary = text_vocabulary(tokenizer, size, [pieces.tag(code) for code in LANGUAGES])
     for language, texts in dev.items():
         prompts = [repair_case(pieces, text, language).prompt_ids for text in texts]
-        if shuffle:
-            prompts = prompts[1:] + prompts[:1]
         ids, n_prompt = (tensor.to(backbone.device) for tensor in pad_ids(prompts, 0))
         _, prefix = encode_prefix(backbone, backbone.get_input_embeddings()(ids))
         output = sample(
@@ -194,13 +190,8 @@ def judge(
         for text, row in zip(texts, output.canvas.tolist(), strict=True):
             end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
             reading = str(tokenizer.decode(row[:end], skip_special_tokens=True))
-            by_language[language].append((text, reading.strip()))
-    for language, pairs in by_language.items():
-        references, hypotheses = (list(side) for side in zip(*pairs, strict=True))
-        by_character = language in ("zh", "hi")
-        rate = jiwer.cer(references, hypotheses) if by_character else jiwer.wer(references, hypotheses)
-        figures[f"{'cer' if by_character else 'wer'}_{language}"] = float(rate)
-    return figures
+            readings[language].append((text, reading.strip()))
+    return {**named_error_rates(readings), **listening(readings)}
 
 
 def _fitting(
@@ -247,12 +238,8 @@ def run(recipe: Recipe) -> None:
     dev = {code: texts[: options.n_dev] for code, texts in held_out.items()}
 
     def evaluate() -> dict[str, float]:
-        shuffled = judge(model.backbone, tokenizer, dev, shuffle=True)
-        return {
-            **judge(model.backbone, tokenizer, dev),
-            **{f"{k}_1pass": v for k, v in judge(model.backbone, tokenizer, dev, steps=1).items()},
-            "shuffled_mean": float(np.mean(list(shuffled.values()))),
-        }
+        once = judge(model.backbone, tokenizer, dev, steps=1)
+        return {**judge(model.backbone, tokenizer, dev), **{f"{k}_1pass": v for k, v in once.items()}}
 
     trainer = StageTrainer(
         model,
