@@ -178,6 +178,12 @@ def test_stages_start_from_the_one_before(tmp_path: Path) -> None:
     adapter = recipe_overrides("adapter", settings, 2.5)
     assert adapter["options.backbone"] == str(work / "text" / "backbone")
     assert adapter["options.audio_encoder"] == str(work / "acoustic_ctc" / "audio_encoder")
+    assert "options.init" not in adapter
+    joint = recipe_overrides("joint", settings, 0.0)
+    assert joint["options.init"] == str(work / "adapter" / "trained.safetensors")
+    assert {key: joint[key] for key in ("options.backbone", "options.audio_encoder")} == {
+        key: adapter[key] for key in ("options.backbone", "options.audio_encoder")
+    }
     assert adapter["training.minutes_before"] == 2.5
     assert adapter["training.max_minutes"] == jobs.MINUTES["adapter"] - jobs.OVERHEAD_MINUTES
     assert recipe_overrides("text", settings, 0.0)["training.n_workers"] == 2
@@ -191,9 +197,9 @@ def test_real_speech_joins_where_no_phonemes_are_needed(tmp_path: Path) -> None:
     (settings.work / "testsets" / "train_real.jsonl").touch()
     n_sources = {
         stage: len(recipe_overrides(stage, settings, 0.0)["options.train"])
-        for stage in ("acoustic_frames", "acoustic_ctc", "adapter")
+        for stage in ("acoustic_frames", "acoustic_ctc", "adapter", "joint")
     }
-    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "adapter": 2}
+    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "adapter": 2, "joint": 2}
 
 
 @pytest.mark.parametrize("small", [True, False])

@@ -1,8 +1,8 @@
 """The jobs of the whole recipe: what each makes, what it needs, and how long it may take.
 
 Sized for 25 minutes on one large GPU and 16 cores: the longest way through the jobs (check, synthesis, both
-acoustic stages, adapter, checkpoint, evaluation) takes 24.5. Recipes say what a stage does; here stands only
-what differs by machine.
+acoustic stages, adapter, joint, checkpoint, evaluation) takes 24.5. Recipes say what a stage does; here
+stands only what differs by machine.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ MINUTES = {
     "text_copy": 1.0,
     "text_short": 2.0,
     "text": 7.0,
-    "adapter": 11.0,
+    "adapter": 6.0,
+    "joint": 5.0,
     "checkpoint": 0.5,
     "evaluation": 2.5,
 }
-TRACKS = (("acoustic_frames", "acoustic_ctc"), ("text_copy", "text_short", "text"))
+TRACKS = (("acoustic_frames", "acoustic_ctc"), ("text_copy", "text_short", "text"), ("adapter", "joint"))
 # A stage spends this long at most before its first step and after its last.
 OVERHEAD_MINUTES = 0.5
 LONGEST_SENTENCE = {"zh": 26}
@@ -245,7 +246,7 @@ def recipe_overrides(name: str, settings: Settings, minutes_before: float) -> di
         values["options.sentences"] = str(settings.lists)
     else:
         values |= _data(settings, real=name != "acoustic_frames")
-    if name == "adapter":
+    if name in TRACKS[2]:
         values["options.backbone"] = str(settings.work / TRACKS[1][-1] / "backbone")
         values["options.audio_encoder"] = str(settings.work / TRACKS[0][-1] / "audio_encoder")
     values |= _small_values(name) if settings.small else _big_values(name, settings)
@@ -257,8 +258,8 @@ def _big_values(name: str, settings: Settings) -> dict[str, Any]:
     n_workers = settings.n_text_workers if name.startswith("text") else settings.n_other_workers
     return {
         "training.max_steps": 200_000,
-        "training.batch_size": 192 if name == "adapter" else 256,
-        "training.n_workers": settings.n_workers if name == "adapter" else n_workers,
+        "training.batch_size": 192 if name in TRACKS[2] else 256,
+        "training.n_workers": settings.n_workers if name in TRACKS[2] else n_workers,
         "training.eval_steps": 500,
         "training.save_steps": 500,
         "training.log_steps": 50,
@@ -304,7 +305,7 @@ def checkpoint(name: str, settings: Settings, minutes_before: float) -> None:
 
     from canvas_asr.checkpoint import load_checkpoint, save_checkpoint
 
-    model, processor = load_checkpoint(settings.work / "adapter" / "checkpoint")
+    model, processor = load_checkpoint(settings.work / TRACKS[2][-1] / "checkpoint")
     partial = settings.work / "checkpoint.partial"
     shutil.rmtree(partial, ignore_errors=True)
     save_checkpoint(model, processor, partial, whole=True, dtype=torch.bfloat16)
@@ -359,7 +360,8 @@ JOBS: dict[str, Job] = {
     "adapter": Job(
         train, "adapter/checkpoint", ("acoustic_ctc", "text", "synthesis", "testsets"), is_stage=True
     ),
-    "checkpoint": Job(checkpoint, "checkpoint", ("adapter",)),
+    "joint": Job(train, "joint/checkpoint", ("adapter",), is_stage=True),
+    "checkpoint": Job(checkpoint, "checkpoint", ("joint",)),
     "evaluation": Job(evaluation, "evaluation/evaluation.json", ("checkpoint", "testsets"), may_be_cut=True),
 }
 GOAL = "evaluation"

@@ -99,7 +99,7 @@ def machine(settings: Settings) -> Any:
 
 
 def worth_keeping(settings: Settings) -> dict[str, Path]:
-    """Find what another machine could go on from: the last stage done of each track, the adapter so far."""
+    """Find what another machine could go on from: the last stages done, and the stage at work."""
     work = settings.work
     kept = {"state.json": work / "state.json"}
     for track in TRACKS:
@@ -109,12 +109,13 @@ def worth_keeping(settings: Settings) -> dict[str, Path]:
                 kept[f"{done[-1]}/{part}"] = work / done[-1] / part
         elif done:
             kept[f"{done[-1]}/trained.safetensors"] = work / done[-1] / "trained.safetensors"
-    saved = [path.parent for path in work.glob("adapter/checkpoint-*/complete")]
+    waiting = [stage for stage in TRACKS[-1] if not (work / JOBS[stage].output).exists()]
+    saved = [path.parent for path in work.glob(f"{waiting[0]}/checkpoint-*/complete")] if waiting else []
     if saved:
         newest = max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]))
         # The optimiser's state is twice as large as all the rest, and soon made again.
         files = [path for path in newest.iterdir() if path.is_file() and path.name != "optimizer.pt"]
-        kept |= {f"adapter/{newest.name}/{path.name}": path for path in files}
+        kept |= {f"{waiting[0]}/{newest.name}/{path.name}": path for path in files}
     return {place: path for place, path in kept.items() if path.exists()}
 
 
