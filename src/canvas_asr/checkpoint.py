@@ -227,10 +227,23 @@ def save_checkpoint(
             part_config._name_or_path = ""  # where it was loaded from means nothing elsewhere
         for name, part in (("backbone", model.backbone), ("audio_encoder", model.audio_encoder)):
             _save_part(part, folder / name, dtype)
+    write_adapter(folder, config, processor, {name: tensor.to(dtype) for name, tensor in adapter.items()})
+
+
+def write_adapter(
+    folder: Path, config: CanvasASRConfig, processor: CanvasASRProcessor, state: dict[str, torch.Tensor]
+) -> None:
+    """Write the files of an adapter, without its frozen parts.
+
+    Args:
+        folder: That exists.
+        config: Names the frozen parts.
+        processor: Tokenizer and feature extractor.
+        state: Tensors, as :func:`adapter_state` names them.
+    """
     config.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     processor.feature_extractor.save_pretrained(folder)
-    state = {name: tensor.to(dtype) for name, tensor in adapter.items()}
     save_file(state, folder / ADAPTER_NAME, metadata={"format": "pt"})
 
 
