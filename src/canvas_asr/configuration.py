@@ -12,6 +12,9 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, PreTrai
 from .languages import LANGUAGES
 
 PROJECTOR_KINDS = ("conv", "stack_mlp")
+# Names of transformers' activations, and each kind's own.
+PROJECTOR_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
+ACTIVATION_OF_KIND = {"conv": "gelu", "stack_mlp": "silu"}
 LANGUAGE_TAG_PLACES = ("canvas", "none")
 
 
@@ -34,6 +37,8 @@ class CanvasASRConfig(PreTrainedConfig):
             ``stack_mlp``: LayerNorm, stacked frames, SiLU MLP.
         projector_width: Channels of the convolutions, or hidden width of the MLP.
         projector_stride: Encoder frames per audio token: a power of two for ``conv``.
+        projector_activation: After each convolution, or between the linear maps; None: ``gelu`` for ``conv``,
+            ``silu`` for ``stack_mlp``.
         lora_rank: Rank of the LoRA matrices on q, k, v, o of every layer, encoder and decoder apart.
         lora_alpha: LoRA scale is ``lora_alpha / lora_rank``.
         prompt_prefix: Text before the audio slots, special tokens written out.
@@ -63,6 +68,7 @@ class CanvasASRConfig(PreTrainedConfig):
         projector_kind: str = "stack_mlp",
         projector_width: int = 512,
         projector_stride: int = 2,
+        projector_activation: str | None = None,
         lora_rank: int = 16,
         lora_alpha: int = 32,
         prompt_prefix: str = "<bos>",
@@ -91,6 +97,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.projector_kind = projector_kind
         self.projector_width = projector_width
         self.projector_stride = projector_stride
+        self.projector_activation = projector_activation or ACTIVATION_OF_KIND.get(projector_kind, "gelu")
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.prompt_prefix = prompt_prefix
@@ -126,6 +133,7 @@ class CanvasASRConfig(PreTrainedConfig):
         """Raise ValueError, naming the key, for values that no model can be built from."""
         choices = (
             ("projector_kind", self.projector_kind, PROJECTOR_KINDS),
+            ("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS),
             ("language_tag_place", self.language_tag_place, LANGUAGE_TAG_PLACES),
         )
         for key, value, allowed in choices:

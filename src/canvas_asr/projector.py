@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from .configuration import CanvasASRConfig
 from .encoder import length_mask
@@ -26,6 +27,7 @@ class AudioProjector(nn.Module):
         self.d_audio = config.d_audio
         self.stride = config.projector_stride
         self.kind = config.projector_kind
+        self.activation: nn.Module = ACT2FN[config.projector_activation]
         width = config.projector_width
         if self.kind == "conv":
             n_convs = self.stride.bit_length() - 1
@@ -65,14 +67,14 @@ class AudioProjector(nn.Module):
         hidden = self.norm(frames) * length_mask(n_frames, frames.shape[1])[..., None]
         hidden = nn.functional.pad(hidden, (0, 0, 0, -hidden.shape[1] % self.stride))
         hidden = hidden.reshape(hidden.shape[0], -1, self.d_audio * self.stride)  # (B, A, stride * d_audio)
-        return self.out(nn.functional.silu(self.hidden(hidden))), self.n_audio_tokens(n_frames)
+        return self.out(self.activation(self.hidden(hidden))), self.n_audio_tokens(n_frames)
 
     def _convolve(self, hidden: Tensor, n_valid: Tensor) -> Tensor:
-        """Stride-2 convolutions with GELU, (B, T, d_audio) to (B, A, D), padding kept at zero."""
+        """Stride-2 convolutions with their activation, (B, T, d_audio) to (B, A, D), padding kept at zero."""
         hidden = hidden.transpose(1, 2)
         for conv in self.convs:
             n_valid = (n_valid + 1) // 2
-            hidden = nn.functional.gelu(conv(hidden))
+            hidden = self.activation(conv(hidden))
             hidden = hidden * length_mask(n_valid, hidden.shape[-1])[:, None, :]
         projected: Tensor = self.out(hidden.transpose(1, 2))
         return projected
