@@ -19,6 +19,7 @@ from small_models import TINY, small_model, small_processor
 import canvas_asr
 from canvas_asr import cli, transcriber
 from canvas_asr.checkpoint import save_checkpoint
+from canvas_asr.cli.transcribe import text_line
 from canvas_asr.evaluation import evaluate
 from canvas_asr.synthesis import espeak
 from canvas_asr.training import text as text_stage
@@ -110,12 +111,12 @@ def test_results_come_before_later_files_are_read(
 def test_a_text_cannot_command_the_terminal() -> None:
     text = "a\x1b[31mb\nc\x07\u202ed"
     transcript = canvas_asr.Transcript(text, "en", 1.0, (), 0.0, 1, 2.0, 0.5, file="x.wav")
-    assert cli._text_line(transcript) == "x.wav  [en]  a [31mb c d  (4.0× real time)"
+    assert text_line(transcript) == "x.wav  [en]  a [31mb c d  (4.0× real time)"
 
 
 def test_nothing_said_is_said() -> None:
     transcript = canvas_asr.Transcript("", "", 0.0, (), 0.0, 0, 1.0, 0.5, file="x.wav")
-    assert cli._text_line(transcript) == "x.wav  (no speech)  (2.0× real time)"
+    assert text_line(transcript) == "x.wav  (no speech)  (2.0× real time)"
 
 
 @pytest.mark.parametrize("option", ["--seed=0", "--json"])
@@ -147,7 +148,7 @@ def test_ctrl_c_ends_without_a_traceback(model: Path, files: list[str]) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(files[0])
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=250)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "canvas-asr: interrupted"
@@ -163,7 +164,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback(model: Path, files: list[s
         process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=250) == 1
     assert "Traceback" not in errors
     assert "Broken pipe" not in errors
 
@@ -199,7 +200,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
             capture_output=True,
             encoding="utf-8",
             env=ENVIRONMENT,
-            timeout=60,
+            timeout=250,
             check=True,
         )
         assert "canvas_asr.cli" in run.stdout

@@ -38,6 +38,8 @@ MINUTES = {
     "checkpoint": 0.5,
     "evaluation": 2.5,
 }
+# Of every job in small: its few steps end long before, on however busy a machine.
+SMALL_MINUTES = 15.0
 TRACKS = (("acoustic_frames", "acoustic_ctc"), ("text_copy", "text_short", "text"), ("adapter", "joint"))
 # A stage spends this long at most before its first step and after its last.
 OVERHEAD_MINUTES = 0.5

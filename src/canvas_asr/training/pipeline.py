@@ -33,7 +33,7 @@ import yaml
 import canvas_asr
 from canvas_asr.errors import CanvasASRError, DataError, OptionError
 
-from .jobs import GOAL, JOBS, MINUTES, Settings
+from .jobs import GOAL, JOBS, MINUTES, SMALL_MINUTES, Settings
 from .parcels import join, log_files, machine, pack, progress, worth_keeping
 
 GRACE_MINUTES = 1.5
@@ -320,7 +320,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     for name in ("sentences", "work", "out"):
         if getattr(options, name) is None:
             raise OptionError(f"--{name} is missing.")
-    minutes = dict(MINUTES)
+    minutes = dict.fromkeys(MINUTES, SMALL_MINUTES) if options.small else dict(MINUTES)
     for name, _, value in _pairs(options.minutes, "--minutes", JOBS):
         if not isinstance(value, (int, float)) or value <= 0:
             raise OptionError(f"--minutes {name}={value}: give a number above 0.")
