@@ -10,7 +10,8 @@ Noise is drawn per clip from (seed, clip key), so a clip gives the same tokens i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from .backbone import denoise, output_logits, soft_embed
 from .errors import OptionError
 
 INITS = ("noise", "draft")
+
+# Logits made at a time when a canvas is read: 1 GiB in float32, 1,024 positions of 262,144 tokens. With many
+# fewer, reading the output layer's weights again would take longer than the arithmetic.
+MAX_LOGITS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -120,27 +125,107 @@ def initial_canvas(
     return canvas
 
 
-def _predict(logits: Tensor, vocabulary: Vocabulary, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best allowed token and its probability at every position, and tag probabilities.
+@dataclass(frozen=True)
+class CanvasReading:
+    """What the output layer says of every canvas position in one pass.
+
+    Attributes:
+        tokens: Best allowed token, (B, C) int64.
+        confidence: Its probability among allowed tokens, (B, C) float32.
+        tag_logits: Of ``Vocabulary.tags``, then of the end token, at the first position, (B, n_tags + 1)
+            float32.
+        end_probability: Of the end token at the first position among allowed tokens, (B,) float32.
+        soft: Self-conditioning signal for the next pass, (B, C, D); None where it was not asked for.
+    """
+
+    tokens: Tensor
+    confidence: Tensor
+    tag_logits: Tensor
+    end_probability: Tensor
+    soft: Tensor | None
+
+
+def read_canvas(
+    backbone: DiffusionGemmaForBlockDiffusion, hidden: Tensor, vocabulary: Vocabulary, *, wants_soft: bool
+) -> CanvasReading:
+    """Read decoder states through the output layer, a bounded number of positions at a time.
+
+    With 262,144 tokens the logits of a batch are many times larger than all else of a pass, so none of them
+    outlives its piece. Nothing here waits for the device or copies to it: a CUDA graph may hold it.
 
     Args:
-        logits: (B, C, V) float32.
-        vocabulary: Allowed ids.
-        given: Tag of each clip, (B,) int64; -1 where it is to be found.
+        backbone: The backbone.
+        hidden: Last hidden states, (B, C, D).
+        vocabulary: Allowed ids, its ``text`` on the device of ``hidden``.
+        wants_soft: Whether a further pass follows.
     """
-    text = vocabulary.text.to(logits.device)
-    probabilities = logits.masked_fill(~text, -torch.inf).softmax(dim=-1)
-    confidence, canvas = probabilities.max(dim=-1)
-    tags = logits.new_zeros(len(logits), 0)
-    if vocabulary.tags:
-        ids = torch.tensor(vocabulary.tags, device=logits.device)
-        tags = logits[:, 0, ids].softmax(dim=-1)
-        tags = torch.where(given[:, None] >= 0, (ids[None, :] == given[:, None]).to(tags.dtype), tags)
-        confidence[:, 0], best = tags.max(dim=-1)
-        # A clip without speech has the end token in place of a tag.
-        silent = (given < 0) & (logits[:, 0, vocabulary.eos] > logits[:, 0, ids].max(dim=-1).values)
-        canvas[:, 0] = torch.where(silent, vocabulary.eos, ids[best])
-        confidence[:, 0] = torch.where(silent, probabilities[:, 0, vocabulary.eos], confidence[:, 0])
+    n_batch, length = hidden.shape[:2]
+    marked = (*vocabulary.tags, vocabulary.eos)
+    pieces: list[tuple[Tensor, ...]] = []
+    for states in hidden.flatten(0, 1).split(max(1, MAX_LOGITS // vocabulary.size)):
+        logits = output_logits(backbone, states)  # (N, V)
+        full = logits.float()
+        probabilities = full.masked_fill(~vocabulary.text, -torch.inf).softmax(dim=-1)
+        confidence, tokens = probabilities.max(dim=-1)
+        tag_logits = torch.stack([full[:, i] for i in marked], dim=-1)
+        piece = (tokens, confidence, tag_logits, probabilities[:, vocabulary.eos].clone())
+        del full, probabilities  # before the next float32 copy is made
+        pieces.append((*piece, soft_embed(backbone, logits)) if wants_soft else piece)
+    joined = [torch.cat(parts).unflatten(0, (n_batch, length)) for parts in zip(*pieces, strict=True)]
+    tokens, confidence, tag_logits, end = joined[:4]
+    return CanvasReading(tokens, confidence, tag_logits[:, 0], end[:, 0], joined[4] if wants_soft else None)
+
+
+def read_pass(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    canvas: Tensor,
+    prefix: DynamicCache,
+    n_prompt: Tensor,
+    vocabulary: Vocabulary,
+    soft: Tensor | None,
+    *,
+    wants_soft: bool,
+) -> CanvasReading:
+    """Run one pass of the decoder and read it.
+
+    Args:
+        backbone: The backbone.
+        canvas: Token ids, (B, C) int64.
+        prefix: Cache of the prompts, right-padded.
+        n_prompt: Valid prompt positions, (B,) int64.
+        vocabulary: Allowed ids, its ``text`` on the device of ``canvas``.
+        soft: Self-conditioning signal of the pass before, (B, C, D); None in the first.
+        wants_soft: Whether a further pass follows.
+    """
+    hidden = denoise(backbone, canvas, prefix, n_prompt, soft_embeddings=soft)
+    return read_canvas(backbone, hidden, vocabulary, wants_soft=wants_soft)
+
+
+def _place_tags(
+    reading: CanvasReading, ids: Tensor, vocabulary: Vocabulary, given: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the likeliest tag, or the given one, at the start of every canvas.
+
+    Args:
+        reading: Of the pass.
+        ids: ``vocabulary.tags`` as a tensor on the device, (n_tags,) int64.
+        vocabulary: Its end token.
+        given: Tag of each clip, (B,) int64; -1 where it is to be found.
+
+    Returns:
+        Canvas and confidence, (B, C), and tag probabilities, (B, n_tags).
+    """
+    canvas, confidence = reading.tokens.clone(), reading.confidence.clone()
+    if not vocabulary.tags:
+        return canvas, confidence, confidence.new_zeros(len(canvas), 0)
+    logits, end = reading.tag_logits[:, :-1], reading.tag_logits[:, -1]
+    tags = logits.softmax(dim=-1)
+    tags = torch.where(given[:, None] >= 0, (ids[None, :] == given[:, None]).to(tags.dtype), tags)
+    surest, best = tags.max(dim=-1)
+    # A clip without speech has the end token in place of a tag.
+    silent = (given < 0) & (end > logits.max(dim=-1).values)
+    canvas[:, 0] = torch.where(silent, vocabulary.eos, ids[best])
+    confidence[:, 0] = torch.where(silent, reading.end_probability, surest)
     return canvas, confidence, tags
 
 
@@ -163,6 +248,24 @@ def _renoise(
     return torch.where(in_text & (order >= n_kept[:, None]), noise, canvas)
 
 
+class PassRunner(Protocol):
+    """Runs one pass: :func:`read_pass` itself, or a recording of it."""
+
+    def __call__(
+        self,
+        backbone: DiffusionGemmaForBlockDiffusion,
+        canvas: Tensor,
+        prefix: DynamicCache,
+        n_prompt: Tensor,
+        vocabulary: Vocabulary,
+        soft: Tensor | None,
+        *,
+        wants_soft: bool,
+    ) -> CanvasReading:
+        """See :func:`read_pass`."""
+        ...
+
+
 @torch.no_grad()
 def sample(
     backbone: DiffusionGemmaForBlockDiffusion,
@@ -175,8 +278,12 @@ def sample(
     tags: Sequence[int | None] | None = None,
     drafts: Sequence[Sequence[int]] | None = None,
     on_pass: Callable[[int, Tensor], None] | None = None,
+    run_pass: PassRunner = read_pass,
 ) -> SamplerOutput:
     """Denoise one canvas per clip.
+
+    All that is drawn on the host goes to the device before the first pass, and nothing comes back before the
+    last one: the passes follow each other without a wait.
 
     Args:
         backbone: The backbone.
@@ -188,6 +295,7 @@ def sample(
         tags: Language tag of each clip where it is known.
         drafts: CTC drafts, for ``init="draft"``.
         on_pass: Called after each pass with its number from 1 and the canvas (B, C).
+        run_pass: What runs a pass.
 
     Returns:
         The canvases after exactly ``config.steps`` passes.
@@ -197,17 +305,20 @@ def sample(
     generators = [torch.Generator().manual_seed((config.seed * 1_000_003 + key) & mask) for key in clip_keys]
     given = torch.tensor([-1 if t is None else t for t in tags or [None] * len(clip_keys)], device=device)
     canvas = initial_canvas(config, vocabulary, generators, drafts).to(device)
+    noise = [_noise(generators, config.canvas_length, vocabulary.size) for _ in range(config.steps - 1)]
+    noise = list(torch.stack(noise).to(device)) if noise else []
+    vocabulary = replace(vocabulary, text=vocabulary.text.to(device))
+    tag_ids = torch.tensor(vocabulary.tags, dtype=torch.long, device=device)
     if vocabulary.tags:
         canvas[:, 0] = torch.where(given >= 0, given, canvas[:, 0])
     soft = None
     for step in range(1, config.steps + 1):
-        logits = output_logits(backbone, denoise(backbone, canvas, prefix, n_prompt, soft_embeddings=soft))
-        canvas, confidence, tag_probabilities = _predict(logits.float(), vocabulary, given)
+        wants_soft = step < config.steps
+        reading = run_pass(backbone, canvas, prefix, n_prompt, vocabulary, soft, wants_soft=wants_soft)
+        canvas, confidence, tag_probabilities = _place_tags(reading, tag_ids, vocabulary, given)
         if on_pass is not None:
             on_pass(step, canvas)
-        if step == config.steps:
-            break
-        soft = soft_embed(backbone, logits)
-        noise = _noise(generators, config.canvas_length, vocabulary.size).to(device)
-        canvas = _renoise(canvas, confidence, noise, step / config.steps, vocabulary, given)
+        if wants_soft:
+            soft = reading.soft
+            canvas = _renoise(canvas, confidence, noise[step - 1], step / config.steps, vocabulary, given)
     return SamplerOutput(canvas, confidence, tag_probabilities, config.steps)

@@ -340,6 +340,22 @@ def test_unequal_clips_in_a_batch_give_what_each_gives_alone(
     assert torch.equal(other_order.canvas, together.canvas[[3, 1]])
 
 
+@pytest.mark.parametrize("positions", [1, 3, 16])
+def test_a_canvas_read_in_pieces_reads_the_same(
+    decode: Callable[..., SamplerOutput], monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    whole = decode([0, 1, 2], steps=3)
+    monkeypatch.setattr(module, "MAX_LOGITS", positions * 4096)
+    read: list[int] = []
+    stock = module.output_logits
+    monkeypatch.setattr(module, "output_logits", lambda b, h: (read.append(len(h)), stock(b, h))[1])
+    in_pieces = decode([0, 1, 2], steps=3)
+    assert max(read) == positions
+    assert torch.equal(in_pieces.canvas, whole.canvas)
+    torch.testing.assert_close(in_pieces.confidence, whole.confidence, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(in_pieces.tag_probabilities, whole.tag_probabilities, atol=1e-5, rtol=1e-3)
+
+
 def test_noise_belongs_to_the_clip_not_to_its_place(decode: Callable[..., SamplerOutput]) -> None:
     assert not torch.equal(decode([0], keys=[0]).canvas, decode([0], keys=[9]).canvas)
     both = decode([0, 0], keys=[9, 0])
