@@ -1,0 +1,78 @@
+"""``canvas-asr transcribe``: audio files to text."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from typing import Any
+
+from canvas_asr.errors import AudioError
+from canvas_asr.result import Transcript
+
+from .messages import complain
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers of the program."""
+    parser = commands.add_parser("transcribe", help="audio files to text", allow_abbrev=False)
+    parser.set_defaults(run=run)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="audio, or video with sound, of any format")
+    parser.add_argument("--model", default="tiny", help="tiny (embedded, the default) or a checkpoint folder")
+    parser.add_argument("--language", help="code such as de; detected if not given")
+    parser.add_argument("--steps", type=int, default=8, help="denoising passes (default 8)")
+    parser.add_argument(
+        "--init", default="noise", help="what the canvas starts from: noise (default) or draft"
+    )
+    parser.add_argument("--canvas", type=int, help="tokens of the canvas (default: the model's)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
+    parser.add_argument(
+        "--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--batch-size", type=int, default=8, help="files transcribed together (default 8)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Transcribe files and print each result as it comes; 1 if any could not be read."""
+    from canvas_asr.transcriber import load
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    transcriber = load(options.model, device=options.device, dtype=options.dtype)
+    n_failed = 0
+    for result in transcriber.transcribe_files(
+        options.files,
+        options.language,
+        options.steps,
+        init=options.init,
+        canvas=options.canvas,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    ):
+        if isinstance(result, AudioError):
+            n_failed += 1
+            complain(f"error: {result}")
+            continue
+        print(_json_line(result) if options.json else text_line(result), flush=True)
+        if result.truncated:
+            complain(
+                f"warning: {result.file}: the text fills the canvas and its end may be missing; "
+                "give a longer --canvas, or shorter clips"
+            )
+    return 1 if n_failed else 0
+
+
+def _json_line(transcript: Transcript) -> str:
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(transcript.to_dict(), ensure_ascii=not is_utf8)
+
+
+def text_line(transcript: Transcript) -> str:
+    """One line, without what a terminal would obey rather than show."""
+    shown = "".join(c if c.isprintable() else " " for c in transcript.text)
+    text = " ".join(shown.split()) or "(no speech)"
+    language = f"[{transcript.language}]  " if transcript.language else ""
+    return f"{transcript.file}  {language}{text}  ({transcript.rtfx:.1f}× real time)"
