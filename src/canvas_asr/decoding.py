@@ -132,6 +132,7 @@ class CanvasDecoder:
         seed: int = 0,
         language: str | None = None,
         drafts: Sequence[Sequence[int]] | None = None,
+        on_draft: Callable[[list[list[int]]], None] | None = None,
         on_pass: Callable[[int, Tensor], None] | None = None,
     ) -> list[Decoded]:
         """Decode one batch.
@@ -146,6 +147,7 @@ class CanvasDecoder:
             seed: Of the noise.
             language: Code of all clips; None finds it.
             drafts: Token ids to start from in place of the CTC reading, for ``init="draft"``.
+            on_draft: Called before the first pass with the greedy CTC readings.
             on_pass: Called after each pass with its number and the canvas.
 
         Returns:
@@ -162,6 +164,8 @@ class CanvasDecoder:
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens).float()
         readings = greedy_ctc(ctc, n_audio, config.blank_token_id)
+        if on_draft is not None:
+            on_draft(readings)
         if options is None:
             confidences = ctc_confidences(ctc, n_audio, config.blank_token_id)
             return [
