@@ -144,6 +144,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.content, ensure_ascii=False, indent=1) + "\n"
         (self.folder / "full_size.json").write_text(text, encoding="utf-8")
+        if "floor_machine" in self.content:
+            (self.folder / "full_size.md").write_text(markdown(self.content), encoding="utf-8")
 
 
 def measure(run: Run, config: CanvasASRConfig, sizes: Sizes, device: torch.device) -> None:
@@ -201,7 +203,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with torch.no_grad():
         config = small_config() if options.small else published_config()
         measure(run, config, SMALL if options.small else FULL, device)
-    (folder / "full_size.md").write_text(markdown(run.content), encoding="utf-8")
     print(summary(run.content))
     return 0 if run.content.get("grid") else 1
 

@@ -264,10 +264,11 @@ Nothing on this page was measured: no GPU was at hand. It is the floor, the leas
 take on one {machine.name}, by `python benchmarks/full_size.py --estimate`; without that option the same
 command measures on a GPU and replaces this page.
 
-Assumed: {gb:.1f} TB/s and {tflops:.0f} TFLOP/s in bf16 ({machine.source}). Every weight is read
-once a pass, the vocabulary twice where a further pass follows (logits, soft signal); of the 128 experts of a
-layer as many are read as an even router is expected to touch; activations cost nothing; each part takes the
-larger of the two times. RTFx is seconds of audio over seconds from log-mel features to token ids.
+Assumed: {gb:.1f} TB/s and {tflops:.0f} TFLOP/s in bf16
+({machine.source}).
+Every weight is read once a pass, the vocabulary twice where a further pass follows (logits, soft signal); of
+the 128 experts of a layer as many are read as an even router is expected to touch; activations cost nothing;
+each part takes the larger of the two times. RTFx is seconds of audio over seconds from log-mel features to token ids.
 
 A real pass takes longer: thousands of kernels, matrix products below their best rate, and the tensors between
 them (norms, rotations, expert gathers, the logits of 262,144 tokens). No share of the floor is promised here;
