@@ -268,7 +268,8 @@ Assumed: {gb:.1f} TB/s and {tflops:.0f} TFLOP/s in bf16
 ({machine.source}).
 Every weight is read once a pass, the vocabulary twice where a further pass follows (logits, soft signal); of
 the 128 experts of a layer as many are read as an even router is expected to touch; activations cost nothing;
-each part takes the larger of the two times. RTFx is seconds of audio over seconds from log-mel features to token ids.
+each part takes the larger of the two times. RTFx is seconds of audio over seconds from log-mel features to
+token ids.
 
 A real pass takes longer: thousands of kernels, matrix products below their best rate, and the tensors between
 them (norms, rotations, expert gathers, the logits of 262,144 tokens). No share of the floor is promised here;
