@@ -4,7 +4,8 @@
     asr = canvas_asr.load("tiny")
     print(asr.transcribe("speech.wav"))
 
-Names are imported when first used (PEP 562), so ``import canvas_asr`` loads neither torch nor numpy.
+Names are imported when first used (PEP 562), so ``import canvas_asr`` loads neither torch nor numpy. The
+first of those that concern a model (``load`` or ``CanvasASRModel``, say) registers it with ``transformers``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audio import load_audio
+    from .configuration import CanvasASRConfig
     from .errors import AudioError, CanvasASRError, CheckpointError, DataError, OptionError, RecipeError
+    from .generation import CanvasStreamer
+    from .modeling import CanvasASRModel
+    from .pipeline import CanvasASRPipeline
+    from .processing import CanvasASRProcessor
     from .result import Token, Transcript
     from .transcriber import Transcriber, load
 
@@ -22,7 +28,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AudioError",
+    "CanvasASRConfig",
     "CanvasASRError",
+    "CanvasASRModel",
+    "CanvasASRPipeline",
+    "CanvasASRProcessor",
+    "CanvasStreamer",
     "CheckpointError",
     "DataError",
     "OptionError",
@@ -37,7 +48,12 @@ __all__ = [
 
 _HOME_OF = {
     "AudioError": "errors",
+    "CanvasASRConfig": "configuration",
     "CanvasASRError": "errors",
+    "CanvasASRModel": "modeling",
+    "CanvasASRPipeline": "pipeline",
+    "CanvasASRProcessor": "processing",
+    "CanvasStreamer": "generation",
     "CheckpointError": "errors",
     "DataError": "errors",
     "OptionError": "errors",
@@ -58,6 +74,9 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME_OF[name] in ("configuration", "modeling", "processing"):
+        # Registers all three with transformers; refuses, in a sentence, one without DiffusionGemma.
+        importlib.import_module(".checkpoint", __name__)
     value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
     globals()[name] = value
     return value

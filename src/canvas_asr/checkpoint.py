@@ -10,109 +10,33 @@ Tensors are read from safetensors only; nothing unpickles.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-    DiffusionGemmaForBlockDiffusion,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    WhisperFeatureExtractor,
-)
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import logging
+from transformers import DiffusionGemmaConfig, PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
 
 from .configuration import CanvasASRConfig
+from .configuration import load_configuration as load_configuration
 from .errors import CheckpointError
+from .hub import UNREADABLE, cannot_load
 from .modeling import CanvasASRModel
-from .processing import CanvasASRProcessor
+from .parts import (
+    LoadOptions,
+    Part,
+    check_fit,
+    compute_dtype,
+    find_part,
+    load_frozen,
+    read_part_config,
+)
+from .processing import FEATURES_NAME as FEATURES_NAME
+from .processing import CanvasASRProcessor, load_processor, load_tokenizer
 
 ADAPTER_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
-TOKENIZER_NAME = "tokenizer.json"
-FEATURES_NAME = "preprocessor_config.json"
-
-# A stock Whisper checkpoint holds its encoder under this prefix.
-_WHISPER_KEYS = {r"^model\.encoder\.": ""}
-
-
-# What transformers and its libraries raise for files that they cannot make sense of.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Hold back the progress bars and advice of transformers: what is wrong is raised, as one sentence."""
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
-
-
-def _cannot_load(source: str | Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())  # some span lines
-    kind = f"no key {reason}" if isinstance(error, KeyError) else reason
-    return CheckpointError(f"{source}: cannot be loaded ({kind}).")
-
-
-def _load_part(cls: Any, source: str, **options: Any) -> Any:
-    """Load a frozen part and refuse one with missing or misshaped tensors."""
-    try:
-        with _quietly():
-            model, report = cls.from_pretrained(
-                source,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, with the tensor's name
-                use_safetensors=True,
-                **options,
-            )
-    except SafetensorError as error:
-        raise CheckpointError(f"{source}: its weights are damaged ({error}); fetch them again.") from error
-    except (*_UNREADABLE, RuntimeError) as error:
-        raise _cannot_load(source, error) from error
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        raise CheckpointError(
-            f"{source}: tensor {name!r} has shape {tuple(found)}; its config.json says {tuple(expected)}."
-        )
-    for name in sorted(report["missing_keys"]):
-        raise CheckpointError(f"{source}: tensor {name!r} is missing.")
-    return model
-
-
-def _part_source(folder: Path, name: str) -> str:
-    """Where a frozen part lies: in a folder of the checkpoint, or where its name says."""
-    if (folder / name).is_dir():
-        return str(folder / name)
-    if "/" not in name:
-        raise CheckpointError(
-            f"{folder / name}: no such folder; the checkpoint is not whole, fetch it again."
-        )
-    return name
-
-
-def _load_tokenizer(source: str | Path, config: CanvasASRConfig) -> PreTrainedTokenizerBase:
-    """Load a tokenizer whose ids the backbone has."""
-    with _quietly():
-        # Given the configuration, transformers does not guess at one from config.json.
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), config=config)
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the backbone {config.vocab_size}")
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer names no eos_token, which ends a text")
-    return tokenizer
 
 
 def assemble(
@@ -133,8 +57,10 @@ def assemble(
     Raises:
         CheckpointError: If a part cannot be loaded.
     """
-    frozen = _load_part(DiffusionGemmaForBlockDiffusion, backbone, dtype=torch.float32)
-    encoder = _load_part(WhisperEncoder, audio_encoder, dtype=torch.float32, key_mapping=_WHISPER_KEYS)
+    options = LoadOptions()
+    part = find_part(backbone, None)
+    frozen_config = read_part_config(DiffusionGemmaConfig, part, options.access)
+    frozen, encoder = load_frozen(part, find_part(audio_encoder, None), frozen_config, options)
     config = CanvasASRConfig(
         backbone=backbone,
         audio_encoder=audio_encoder,
@@ -144,22 +70,79 @@ def assemble(
         **fields,
     )
     folder = Path(audio_encoder)
-    beside = folder.parent if (folder.parent / "preprocessor_config.json").is_file() else folder
+    beside = folder.parent if (folder.parent / FEATURES_NAME).is_file() else folder
     try:
         extractor = WhisperFeatureExtractor.from_pretrained(str(beside))
-        processor = CanvasASRProcessor(extractor, _load_tokenizer(tokenizer, config))
-    except _UNREADABLE as error:
-        raise _cannot_load(f"{beside} or {tokenizer}", error) from error
-    return CanvasASRModel(config, backbone=frozen, audio_encoder=encoder), processor
+        processor = CanvasASRProcessor(extractor, load_tokenizer(tokenizer, config))
+    except UNREADABLE as error:
+        raise cannot_load(f"{beside} or {tokenizer}", error) from error
+    model = CanvasASRModel(config, backbone=frozen, audio_encoder=encoder)
+    model.processor = processor
+    return model, processor
 
 
-def adapter_state(model: CanvasASRModel) -> dict[str, torch.Tensor]:
-    """Give the adapter's tensors: projector, CTC tap and LoRA, without peft's adapter name."""
+def adapter_parameters(model: CanvasASRModel) -> dict[str, torch.nn.Parameter]:
+    """Give the adapter's parameters, projector, CTC tap and LoRA, by name without peft's adapter name."""
     return {
-        name.replace(".default.", "."): parameter.detach().cpu().contiguous()
+        name.replace(".default.", "."): parameter
         for name, parameter in model.named_parameters()
         if name.startswith(("projector.", "ctc_tap.")) or "lora_" in name
     }
+
+
+def adapter_state(model: CanvasASRModel) -> dict[str, torch.Tensor]:
+    """Give the tensors of :func:`adapter_parameters`, on the CPU."""
+    return {name: p.detach().cpu().contiguous() for name, p in adapter_parameters(model).items()}
+
+
+def read_adapter(path: Path, config: CanvasASRConfig) -> dict[str, torch.Tensor]:
+    """Read an adapter's tensors, before the frozen parts that they are for.
+
+    Args:
+        path: A safetensors file.
+        config: Says the rank.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or holds LoRA of another rank.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; the checkpoint has no adapter.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch it again.") from error
+    for name in sorted(state):
+        if name.endswith("lora_A.weight") and len(state[name]) != config.lora_rank:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, which is rank "
+                f"{len(state[name])}; its config.json says lora_rank {config.lora_rank}."
+            )
+    return state
+
+
+def apply_adapter(model: CanvasASRModel, state: dict[str, torch.Tensor], origin: Path) -> None:
+    """Copy an adapter's tensors into a model.
+
+    Args:
+        model: Of the same geometry.
+        state: Tensors, as :func:`adapter_state` names them.
+        origin: The file they are from.
+
+    Raises:
+        CheckpointError: Naming the file and the first missing, extra or misshaped tensor.
+    """
+    parameters = adapter_parameters(model)
+    for name in sorted(set(parameters) | set(state)):
+        if name not in state:
+            raise CheckpointError(f"{origin}: tensor {name!r} is missing.")
+        if name not in parameters:
+            raise CheckpointError(f"{origin}: tensor {name!r} has no place in this model.")
+        found, expected = tuple(state[name].shape), tuple(parameters[name].shape)
+        if found != expected:
+            raise CheckpointError(f"{origin}: tensor {name!r} has shape {found}, not {expected}.")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
 
 
 def load_adapter(model: CanvasASRModel, path: Path) -> None:
@@ -172,53 +155,36 @@ def load_adapter(model: CanvasASRModel, path: Path) -> None:
     Raises:
         CheckpointError: Naming the file and the first missing, extra or misshaped tensor.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; the checkpoint has no adapter.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch it again.") from error
-    own = adapter_state(model)
-    for name in sorted(set(own) | set(state)):
-        if name not in state:
-            raise CheckpointError(f"{path}: tensor {name!r} is missing.")
-        if name not in own:
-            raise CheckpointError(f"{path}: tensor {name!r} has no place in this model.")
-        if own[name].shape != state[name].shape:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, not {tuple(own[name].shape)}."
-            )
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in state.items():
-            full = name if name in parameters else name.replace(".weight", ".default.weight")
-            parameters[full].copy_(tensor)
+    apply_adapter(model, read_adapter(path, model.config), path)
 
 
 def save_checkpoint(
     model: CanvasASRModel,
-    processor: CanvasASRProcessor,
+    processor: CanvasASRProcessor | None,
     folder: Path,
     *,
     whole: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
 ) -> None:
     """Write a checkpoint.
 
     Args:
         model: The model.
-        processor: Its processor.
+        processor: Its processor; None writes none.
         folder: Made if it does not exist.
         whole: Write backbone and audio encoder beside the adapter, and name them so in the configuration.
-        dtype: Of all tensors written.
+        dtype: Of all tensors written; None: the model's own.
 
     Raises:
-        CheckpointError: If the adapter alone is asked for and its frozen parts were trained too.
+        CheckpointError: If the adapter alone is asked for and its frozen parts were trained too, or the whole
+            and its backbone is quantised.
     """
     adapter = adapter_state(model)
     n_trained = sum(parameter.requires_grad for parameter in model.parameters())
     if not whole and n_trained > len(adapter):
         raise CheckpointError(f"{folder}: backbone or audio encoder were trained too; write the whole model.")
+    if whole and getattr(model.backbone, "hf_quantizer", None) is not None:
+        raise CheckpointError(f"{folder}: a quantised backbone is not written; save the adapter alone.")
     folder.mkdir(parents=True, exist_ok=True)
     config = CanvasASRConfig.from_dict(model.config.to_dict())
     if whole:
@@ -227,32 +193,36 @@ def save_checkpoint(
             part_config._name_or_path = ""  # where it was loaded from means nothing elsewhere
         for name, part in (("backbone", model.backbone), ("audio_encoder", model.audio_encoder)):
             _save_part(part, folder / name, dtype)
-    write_adapter(folder, config, processor, {name: tensor.to(dtype) for name, tensor in adapter.items()})
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in adapter.items()}
+    write_adapter(folder, config, processor, state)
 
 
 def write_adapter(
-    folder: Path, config: CanvasASRConfig, processor: CanvasASRProcessor, state: dict[str, torch.Tensor]
+    folder: Path,
+    config: CanvasASRConfig,
+    processor: CanvasASRProcessor | None,
+    state: dict[str, torch.Tensor],
 ) -> None:
     """Write the files of an adapter, without its frozen parts.
 
     Args:
         folder: That exists.
         config: Names the frozen parts.
-        processor: Tokenizer and feature extractor.
+        processor: Tokenizer and feature extractor; None writes neither.
         state: Tensors, as :func:`adapter_state` names them.
     """
     config.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
-    processor.feature_extractor.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
     save_file(state, folder / ADAPTER_NAME, metadata={"format": "pt"})
 
 
-def _save_part(part: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+def _save_part(part: PreTrainedModel, folder: Path, dtype: torch.dtype | None) -> None:
     """Save a frozen part as its own class would without LoRA, each tied tensor once."""
     folder.mkdir(parents=True, exist_ok=True)
     part.config.save_pretrained(folder)
     state = {
-        name.replace(".base_layer.", "."): parameter.detach().to(dtype).cpu().contiguous()
+        name.replace(".base_layer.", "."): parameter.detach().to(dtype or parameter.dtype).cpu().contiguous()
         for name, parameter in [*part.named_parameters(), *_persistent_buffers(part)]
         if "lora_" not in name
     }
@@ -264,53 +234,15 @@ def _persistent_buffers(part: PreTrainedModel) -> list[tuple[str, torch.Tensor]]
     return [(name, buffer) for name, buffer in part.named_buffers() if name in kept]
 
 
-def _load_processor(folder: Path, config: CanvasASRConfig) -> CanvasASRProcessor:
-    """Load tokenizer and feature extractor of a checkpoint folder.
-
-    Raises:
-        CheckpointError: Naming the file that is missing or unusable.
-    """
-    paths = folder / TOKENIZER_NAME, folder / FEATURES_NAME
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file; the checkpoint is not whole, fetch it again.")
-    path = paths[0]
-    try:
-        tokenizer = _load_tokenizer(folder, config)
-        path = paths[1]
-        processor = CanvasASRProcessor(WhisperFeatureExtractor.from_pretrained(str(folder)), tokenizer)
-        path = folder / CONFIG_NAME
-        processor.prompt_ids(config, [1])
-        processor.language_ids(config)
-    except _UNREADABLE as error:
-        raise _cannot_load(path, error) from error
-    return processor
-
-
-def load_configuration(folder: Path) -> CanvasASRConfig:
-    """Read the configuration of a checkpoint folder, without its tensors.
-
-    Raises:
-        CheckpointError: If there is none, or it is not one of this package's, naming the file.
-    """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; give the folder of a canvas-asr checkpoint.")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
-    kind = fields.get("model_type") if isinstance(fields, dict) else None
-    if kind != CanvasASRConfig.model_type:
-        raise CheckpointError(f"{path}: model_type is {kind!r}, not {CanvasASRConfig.model_type!r}.")
-    try:
-        return CanvasASRConfig.from_dict(fields)
-    except _UNREADABLE as error:
-        raise _cannot_load(path, error) from error
-
-
 def load_checkpoint(
-    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    options: LoadOptions | None = None,
+    backbone: str | None = None,
+    audio_encoder: str | None = None,
+    config: CanvasASRConfig | None = None,
 ) -> tuple[CanvasASRModel, CanvasASRProcessor]:
     """Load a checkpoint folder.
 
@@ -318,6 +250,10 @@ def load_checkpoint(
         folder: As :func:`save_checkpoint` writes it.
         device: Where the model goes.
         dtype: Of its tensors.
+        options: More than device and dtype, in place of them.
+        backbone: Folder or hub name, in place of the one that the configuration names.
+        audio_encoder: The same for the audio encoder.
+        config: In place of the folder's.
 
     Returns:
         The model in evaluation mode, and its processor.
@@ -325,28 +261,88 @@ def load_checkpoint(
     Raises:
         CheckpointError: Naming the file or the tensor that is missing or does not fit.
     """
-    config = load_configuration(folder)
-    processor = _load_processor(folder, config)
-    backbone, encoder = (
-        _load_part(cls, _part_source(folder, name), dtype=dtype, **options)
-        for cls, name, options in (
-            (
-                DiffusionGemmaForBlockDiffusion,
-                config.backbone,
-                {"revision": config.backbone_revision or "main"},
-            ),
-            (
-                WhisperEncoder,
-                config.audio_encoder,
-                {"revision": config.audio_encoder_revision or "main", "key_mapping": _WHISPER_KEYS},
-            ),
-        )
+    config = config or load_configuration(folder)
+    processor = load_processor(folder, config)
+    path = folder / ADAPTER_NAME
+    state = read_adapter(path, config)
+    model = build_model(
+        config,
+        state,
+        path,
+        find_part(backbone or config.backbone, None if backbone else config.backbone_revision, folder),
+        find_part(
+            audio_encoder or config.audio_encoder,
+            None if audio_encoder else config.audio_encoder_revision,
+            folder,
+        ),
+        options or LoadOptions(device=device, dtype=dtype),
     )
-    model = CanvasASRModel(config, backbone=backbone, audio_encoder=encoder)
-    load_adapter(model, folder / ADAPTER_NAME)
-    # Parameters only: the rotary frequencies are buffers, which a lower precision would spoil.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.to(device)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
+    if backbone:
+        config.backbone, config.backbone_revision = backbone, None
+    if audio_encoder:
+        config.audio_encoder, config.audio_encoder_revision = audio_encoder, None
+    model.processor = processor
     return model, processor
+
+
+def build_model(
+    config: CanvasASRConfig,
+    state: dict[str, torch.Tensor],
+    origin: Path,
+    backbone: Part,
+    encoder: Part,
+    options: LoadOptions,
+) -> CanvasASRModel:
+    """Load the frozen parts and put an adapter on them.
+
+    Args:
+        config: Of the whole model.
+        state: The adapter's tensors.
+        origin: The file they are from.
+        backbone: Where the backbone lies.
+        encoder: Where the audio encoder lies.
+        options: Of the load.
+
+    Returns:
+        The model in evaluation mode, in its place.
+
+    Raises:
+        CheckpointError: If a part or tensor is missing, damaged, or does not fit.
+    """
+    backbone_config = read_part_config(DiffusionGemmaConfig, backbone, options.access)
+    encoder_config = read_part_config(WhisperConfig, encoder, options.access)
+    check_fit(config, backbone, backbone_config, encoder, encoder_config)
+    frozen, audio_encoder = load_frozen(backbone, encoder, backbone_config, options)
+    model = CanvasASRModel(config, backbone=frozen, audio_encoder=audio_encoder)
+    _ready_adapter(model, compute_dtype(frozen))
+    apply_adapter(model, state, origin)
+    device_map = getattr(frozen, "hf_device_map", None)
+    if device_map is None:
+        model.to(options.device)  # type: ignore[arg-type]
+    else:
+        # What accelerate or a quantiser has placed stays there; the rest joins its first layer.
+        place = frozen.get_input_embeddings().weight.device
+        for part in (model.audio_encoder, model.projector, model.ctc_tap):
+            part.to(place)
+        if len(set(device_map.values())) > 1:
+            model.hf_device_map = device_map
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _ready_adapter(model: CanvasASRModel, dtype: torch.dtype) -> None:
+    """Give the adapter the precision that the backbone computes in, and memory of its own.
+
+    peft makes LoRA matrices in the likeness of the weight beside them: in FP8 where that is FP8, and without
+    memory where accelerate keeps that elsewhere until it is used. Nothing else is cast: the frozen parts have
+    their precision already, and the rotary frequencies are buffers, which a lower one would spoil.
+    """
+    model.projector.to(dtype)
+    model.ctc_tap.to(dtype)
+    for module in model.backbone.modules():
+        if isinstance(module, LoraLayer):
+            base = module.get_base_layer()
+            for linear in [*module.lora_A.values(), *module.lora_B.values()]:
+                if linear.weight.is_meta:
+                    linear.to_empty(device=base._hf_hook.execution_device)
+                linear.to(dtype)

@@ -5,11 +5,23 @@ The same classes describe the embedded model and the 26B system; only values dif
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, PreTrainedConfig, WhisperConfig
+import transformers
 
+from .errors import CheckpointError
+from .hub import CONFIG_NAME, MODEL_TYPE, UNREADABLE, cannot_load
 from .languages import LANGUAGES
+
+try:
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, PreTrainedConfig, WhisperConfig
+except ImportError as _error:
+    raise CheckpointError(
+        f"transformers {transformers.__version__} has no DiffusionGemma; install one that has it: "
+        "pip install 'transformers>=5.17'."
+    ) from _error
 
 PROJECTOR_KINDS = ("conv", "stack_mlp")
 # Names of transformers' activations, and each kind's own.
@@ -54,7 +66,7 @@ class CanvasASRConfig(PreTrainedConfig):
         max_canvas_length: Longest canvas in tokens that the checkpoint was trained for.
     """
 
-    model_type = "canvas_asr"
+    model_type = MODEL_TYPE
     sub_configs: ClassVar = {"backbone_config": DiffusionGemmaConfig, "audio_encoder_config": WhisperConfig}
 
     def __init__(
@@ -153,3 +165,25 @@ class CanvasASRConfig(PreTrainedConfig):
             raise ValueError(
                 f"canvas_length {self.canvas_length} exceeds max_canvas_length {self.max_canvas_length}."
             )
+
+
+def load_configuration(folder: Path) -> CanvasASRConfig:
+    """Read the configuration of a checkpoint folder, without its tensors.
+
+    Raises:
+        CheckpointError: If there is none, or it is not one of this package's, naming the file.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG_NAME}; give the folder of a canvas-asr checkpoint.")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if kind != MODEL_TYPE:
+        raise CheckpointError(f"{path}: model_type is {kind!r}, not {MODEL_TYPE!r}.")
+    try:
+        return CanvasASRConfig.from_dict(fields)
+    except UNREADABLE as error:
+        raise cannot_load(path, error) from error

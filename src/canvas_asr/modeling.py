@@ -1,8 +1,16 @@
-"""The whole model: audio encoder, projector, CTC tap and backbone with its LoRA."""
+"""The whole model: audio encoder, projector, CTC tap and backbone with its LoRA.
+
+Importing it registers it with the Auto classes and the pipelines of ``transformers``. What ``transformers``
+wants as methods of a model, loading, saving and generation, is written in modules that build on this one, and
+is imported when it is called.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +20,25 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from .backbone import build_backbone, denoise, encode_prefix, inject_lora, output_logits
 from .configuration import CanvasASRConfig
 from .encoder import encode_audio
+from .errors import OptionError
+from .hub import upload
+from .processing import CanvasASRProcessor
 from .projector import AudioProjector, CTCTap
+from .registration import register
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+
+# Arguments that the Auto classes and pipelines of transformers pass to every class.
+_FOR_OTHERS = (
+    "adapter_kwargs",
+    "code_revision",
+    "low_cpu_mem_usage",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_safetensors",
+)
 
 
 class CanvasASRModel(PreTrainedModel):
@@ -23,7 +49,8 @@ class CanvasASRModel(PreTrainedModel):
 
     config: CanvasASRConfig
     config_class = CanvasASRConfig
-    main_input_name = "mel"
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
     _supports_sdpa = True
     # transformers declares it, a class's constant, as an instance's variable.
     _no_split_modules: ClassVar[list[str]] = [  # type: ignore[misc]
@@ -52,6 +79,7 @@ class CanvasASRModel(PreTrainedModel):
         self.ctc_tap = CTCTap(config)
         self.backbone = backbone or build_backbone(config.backbone_config)
         inject_lora(self.backbone, config.lora_rank, config.lora_alpha)
+        self.processor: CanvasASRProcessor | None = None  # of the checkpoint that it was loaded from
 
     def _init_weights(self, module: Any) -> None:
         """Leave weights alone: each part initialises its own, and stock initialisation would undo LoRA's."""
@@ -118,3 +146,171 @@ class CanvasASRModel(PreTrainedModel):
     def output_logits(self, hidden: Tensor) -> Tensor:
         """Read decoder states (..., D) through the output layer, (..., V)."""
         return output_logits(self.backbone, hidden)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: CanvasASRConfig | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | None = None,
+        quantization_config: Any = None,
+        attn_implementation: str | None = None,
+        backbone: str | os.PathLike[str] | None = None,
+        audio_encoder: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> CanvasASRModel:
+        """Load a checkpoint, or an adapter and the frozen parts that it names.
+
+        Args:
+            pretrained_model_name_or_path: ``tiny``, a folder, a name of the hub, or a released adapter file.
+            config: In place of the checkpoint's.
+            dtype: Of the tensors; None or ``auto``: as the backbone is stored.
+            device_map: For the backbone; None loads to the CPU.
+            revision: Branch, tag or commit of the adapter; its parts have theirs in the configuration.
+            token: Of an account on the hub.
+            local_files_only: Make no connection.
+            cache_dir: Of the hub's files.
+            quantization_config: For the backbone.
+            attn_implementation: ``sdpa`` or ``eager``.
+            backbone: Folder or hub name, in place of the one that the checkpoint names.
+            audio_encoder: The same for the audio encoder.
+            kwargs: What the Auto classes and pipelines add for classes of other kinds.
+
+        Returns:
+            The model in evaluation mode, its processor as its attribute ``processor``.
+
+        Raises:
+            CheckpointError: If something is missing, damaged or does not fit.
+            OptionError: If the dtype is unknown.
+            TypeError: For an argument that is none of these.
+        """
+        from .loading import load_model, load_options
+
+        for name in kwargs:
+            if not name.startswith("_") and name not in _FOR_OTHERS:
+                raise TypeError(f"from_pretrained() of {cls.__name__} has no argument {name!r}.")
+        options = load_options(
+            dtype=kwargs.get("torch_dtype", dtype) or "auto",
+            device_map=device_map,
+            quantization_config=quantization_config,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            token=token,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+        )
+        model, _ = load_model(
+            pretrained_model_name_or_path,
+            options,
+            backbone=backbone,
+            audio_encoder=audio_encoder,
+            config=config,
+        )
+        return model
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write the adapter, with a model card; frozen parts only where the configuration has them beside it.
+
+        Args:
+            save_directory: Folder, made if need be. A ``README.md`` that is there stays.
+            push_to_hub: Upload the folder too, to the repository ``repo_id``, or one named like it.
+            kwargs: ``repo_id`` and what else :meth:`push_to_hub` takes.
+
+        Raises:
+            CheckpointError: If a part that is not written was trained, or a quantised one would be written.
+        """
+        from .card import write_model_card
+        from .checkpoint import save_checkpoint
+
+        folder = Path(save_directory)
+        beside = any("/" not in name for name in (self.config.backbone, self.config.audio_encoder))
+        save_checkpoint(self, self.processor, folder, whole=beside, dtype=None)
+        write_model_card(folder, self.config)
+        if push_to_hub:
+            upload(folder, kwargs.pop("repo_id", folder.name), **_for_upload(kwargs))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Write the model to a repository of the hub, as :meth:`save_pretrained` writes it to a folder.
+
+        Args:
+            repo_id: ``owner/name``, or ``name`` for the account's own; made if need be.
+            kwargs: ``token``, ``private``, ``revision``, ``create_pr``, ``commit_message`` and
+                ``commit_description``, as for every model of ``transformers``.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            CheckpointError: If the model cannot be written, or the repository not be written to.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo_id, **_for_upload(kwargs))
+
+    def generate(
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        num_steps: int = 8,
+        init: str = "noise",
+        canvas_length: int | None = None,
+        language: str | None = None,
+        seed: int = 0,
+        streamer: BaseStreamer | None = None,
+        processor: CanvasASRProcessor | None = None,
+    ) -> Tensor:
+        """Transcribe log-mel features to token ids; :func:`canvas_asr.load` gives text, confidence and more.
+
+        Args:
+            input_features: (B, n_mels, T_mel), right-padded, as the processor makes them.
+            attention_mask: 1 at valid frames, (B, T_mel); None: all are valid.
+            num_steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
+            init: What the canvas starts from: ``noise``, or the CTC ``draft``.
+            canvas_length: Tokens of the canvas; None: the checkpoint's.
+            language: Code of all clips; None detects it.
+            seed: Of the noise, which is drawn for each clip from it and the clip's features.
+            streamer: Is shown the draft (B, L), then the canvas (B, C) after every pass.
+            processor: Of the checkpoint; None: the one that came with the model.
+
+        Returns:
+            Text token ids without language tag, (B, L) int64, right-padded.
+
+        Raises:
+            OptionError: If an option or a shape is wrong, or there is no processor.
+        """
+        from .generation import generate
+
+        processor = processor or self.processor
+        if processor is None:
+            raise OptionError(
+                "the model was not loaded with a processor; give processor=, as CanvasASRProcessor loads it."
+            )
+        return generate(
+            self,
+            processor,
+            input_features,
+            attention_mask,
+            streamer=streamer,
+            steps=num_steps,
+            init=init,
+            canvas_length=canvas_length,
+            language=language,
+            seed=seed,
+        )
+
+
+def _for_upload(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what push_to_hub takes of models that come in shards and may be tagged."""
+    return {name: value for name, value in arguments.items() if name not in ("max_shard_size", "tags")}
+
+
+register(CanvasASRModel)

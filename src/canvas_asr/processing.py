@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin, WhisperFeatureExtractor
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
 
-from .configuration import CanvasASRConfig
+from .audio import load_audio
+from .configuration import CanvasASRConfig, load_configuration
+from .errors import AudioError, CheckpointError
+from .hub import CONFIG_NAME, UNREADABLE, HubAccess, cannot_load, model_folder, quietly
+from .parts import Part
+
+TOKENIZER_NAME = "tokenizer.json"
+FEATURES_NAME = "preprocessor_config.json"
 
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 
@@ -71,6 +86,79 @@ class CanvasASRProcessor(ProcessorMixin):
         super().__init__(feature_extractor, tokenizer)  # type: ignore[no-untyped-call]
         self.feature_extractor = feature_extractor
         self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | None = None,
+        **_: Any,
+    ) -> CanvasASRProcessor:
+        """Load the processor of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: ``tiny``, a folder, or a name of the hub.
+            revision: Branch, tag or commit on the hub.
+            token: Of an account on the hub.
+            local_files_only: Make no connection.
+            cache_dir: Of the hub's files.
+            _: What the Auto classes add.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or one of its files is missing or unusable.
+        """
+        folder = model_folder(
+            pretrained_model_name_or_path, HubAccess(revision, token, local_files_only, cache_dir)
+        )
+        return load_processor(folder, load_configuration(folder))
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write tokenizer and feature extractor, each to the files that a checkpoint has them in.
+
+        Args:
+            save_directory: Folder, made if need be.
+            push_to_hub: Upload them too; ``repo_id`` and what else ``push_to_hub`` takes come as ``kwargs``.
+            kwargs: See there.
+        """
+        self.tokenizer.save_pretrained(save_directory)
+        self.feature_extractor.save_pretrained(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def __call__(  # type: ignore[override]
+        self, audio: Any, sampling_rate: int | None = None, return_tensors: str = "pt"
+    ) -> BatchFeature:
+        """Turn audio into what ``generate`` takes.
+
+        Args:
+            audio: A path, an array, ``(array, rate)``, or a list of them.
+            sampling_rate: Of bare arrays, in Hz; they are resampled to 16 kHz if need be.
+            return_tensors: ``pt``.
+
+        Returns:
+            ``input_features`` (B, n_mels, T_mel) and ``attention_mask`` (B, T_mel), 1 where valid.
+
+        Raises:
+            AudioError: If a clip cannot be read or has no samples.
+            ValueError: If other tensors than PyTorch's are asked for.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}; this processor makes 'pt' only.")
+        waves = []
+        for place, source in enumerate(audio if isinstance(audio, list) else [audio]):
+            is_bare = not isinstance(source, (str, os.PathLike, tuple))
+            waves.append(load_audio(source, sampling_rate if is_bare else None))
+            if not len(waves[-1]):
+                raise AudioError(f"clip {place} has no samples.")
+        mel, n_mel = self.features(waves)
+        mask = torch.arange(mel.shape[-1])[None, :] < n_mel[:, None]
+        return BatchFeature({"input_features": mel, "attention_mask": mask.long()})
 
     def features(self, waves: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
         """Log-mel features of 16 kHz mono clips, (B, n_mels, T_mel), and their valid frames (B,)."""
@@ -140,3 +228,90 @@ class CanvasASRProcessor(ProcessorMixin):
     def text(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return self._decode(ids).strip()
+
+
+def load_tokenizer(source: str | Path, config: CanvasASRConfig, **options: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose ids the backbone has.
+
+    Args:
+        source: Folder or hub name.
+        config: Of the model.
+        options: Further ones of ``from_pretrained``.
+
+    Raises:
+        ValueError: If it has more tokens than the backbone, or none that ends a text.
+    """
+    # Given a configuration, transformers does not guess at one from config.json.
+    options = {"config": config, **options}
+    with quietly():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), **options)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the backbone {config.vocab_size}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer names no eos_token, which ends a text")
+    return tokenizer
+
+
+def load_processor(folder: Path, config: CanvasASRConfig) -> CanvasASRProcessor:
+    """Load tokenizer and feature extractor of a checkpoint folder.
+
+    Args:
+        folder: Of the checkpoint.
+        config: Its configuration.
+
+    Raises:
+        CheckpointError: Naming the file that is missing or unusable.
+    """
+    paths = folder / TOKENIZER_NAME, folder / FEATURES_NAME
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; the checkpoint is not whole, fetch it again.")
+    path = paths[0]
+    try:
+        tokenizer = load_tokenizer(folder, config)
+        path = paths[1]
+        processor = CanvasASRProcessor(WhisperFeatureExtractor.from_pretrained(str(folder)), tokenizer)
+        path = folder / CONFIG_NAME
+        check_tokens(processor, config)
+    except UNREADABLE as error:
+        raise cannot_load(path, error) from error
+    return processor
+
+
+def processor_of_parts(
+    backbone: Part, encoder: Part, config: CanvasASRConfig, access: HubAccess
+) -> CanvasASRProcessor:
+    """Join the backbone's tokenizer and the audio encoder's feature extractor, for an adapter without either.
+
+    Args:
+        backbone: Where the backbone lies.
+        encoder: Where the audio encoder lies.
+        config: Of the model.
+        access: To the hub.
+
+    Raises:
+        CheckpointError: If one cannot be had, or the tokenizer lacks a token that the configuration names.
+    """
+    part = backbone
+    try:
+        tokenizer = load_tokenizer(
+            part.source, config, **{**access.options(part.revision), "config": config.backbone_config}
+        )
+        part = encoder
+        extractor = WhisperFeatureExtractor.from_pretrained(part.source, **access.options(part.revision))
+        part = backbone
+        processor = CanvasASRProcessor(extractor, tokenizer)
+        check_tokens(processor, config)
+    except UNREADABLE as error:
+        raise cannot_load(part.source, error, part.revision) from error
+    return processor
+
+
+def check_tokens(processor: CanvasASRProcessor, config: CanvasASRConfig) -> None:
+    """Look up every token that a configuration names.
+
+    Raises:
+        ValueError: If the tokenizer lacks one.
+    """
+    processor.prompt_ids(config, [1])
+    processor.language_ids(config)

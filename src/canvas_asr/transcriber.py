@@ -12,23 +12,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
 
 import torch
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
-from .checkpoint import load_checkpoint
 from .decoding import CanvasDecoder, Decoded
-from .errors import AudioError, CheckpointError, OptionError
+from .errors import AudioError, OptionError
+from .hub import EMBEDDED_MODEL
+from .hub import model_folder as model_folder
+from .loading import find_device, is_released_file, load_model, load_options
 from .modeling import CanvasASRModel
 from .processing import CanvasASRProcessor
 from .result import Token, Transcript
 
-EMBEDDED_MODEL = "tiny"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 ROUNDING_SAMPLES = 16  # 1 ms: resampling makes a clip of exactly the limit a little longer
 
 # Called with the clip's place in the list (0 for one clip), the number of the pass from 1, the text so far.
@@ -38,31 +40,24 @@ FilePath: TypeAlias = "str | os.PathLike[str]"
 
 @dataclass(frozen=True)
 class _Options:
-    """Options of one call, as :meth:`Transcriber.transcribe` explains them."""
+    """How the decoder reads a batch, as :meth:`Transcriber.transcribe` explains it."""
 
     language: str | None
     steps: int
     init: str
+    canvas_length: int | None
+    seed: int
+
+
+class _Keywords(TypedDict, total=False):
+    """What :meth:`Transcriber.transcribe` takes by keyword only."""
+
+    init: str
     canvas: int | None
     seed: int
     batch_size: int
-
-
-def model_folder(model: FilePath) -> Path:
-    """Where a model lies: in the package for ``tiny``, otherwise at the path given.
-
-    Raises:
-        CheckpointError: If there is no such folder.
-    """
-    if model == EMBEDDED_MODEL:
-        return Path(__file__).parent / "models" / EMBEDDED_MODEL
-    folder = Path(model)
-    if not folder.is_dir():
-        reason = "is a file, not a folder" if folder.exists() else "no such model"
-        raise CheckpointError(
-            f"{model}: {reason}; give {EMBEDDED_MODEL!r} (embedded) or the folder of a canvas-asr checkpoint."
-        )
-    return folder
+    sample_rate_hz: int | None
+    on_pass: OnPass | None
 
 
 def load(
@@ -70,46 +65,57 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    quantization_config: Any = None,
+    backbone: FilePath | None = None,
+    audio_encoder: FilePath | None = None,
 ) -> Transcriber:
     """Load a model.
 
     Args:
-        model: ``tiny``, which is part of the package, or the folder of a checkpoint. No network is used for
-            a checkpoint that holds its frozen parts.
+        model: ``tiny``, which is part of the package; the folder of a checkpoint; a name of the hub such as
+            ``interfaze-ai/diffusion-gemma-asr-small``; or a released adapter file (``.pt``). Nothing is
+            downloaded for a checkpoint that holds its frozen parts.
         device: A PyTorch device such as ``cpu`` or ``cuda:1``; None takes the GPU if there is one.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; None takes float32 on a CPU and bfloat16 elsewhere.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``auto``: as the backbone is stored; None takes
+            float32 on a CPU and bfloat16 elsewhere.
+        device_map: Spread the backbone over devices, as ``from_pretrained`` takes it; instead of ``device``.
+        revision: Branch, tag or commit of the adapter; its parts have theirs in its configuration.
+        token: Of an account on the hub; None takes the stored one.
+        local_files_only: Make no connection, as with ``HF_HUB_OFFLINE=1``.
+        quantization_config: For the backbone, as ``from_pretrained`` takes it.
+        backbone: Folder or hub name of another copy of the backbone, a quantised one for example.
+        audio_encoder: The same for the audio encoder.
 
     Returns:
         The model, ready to transcribe.
 
     Raises:
-        CheckpointError: If the folder, one of its files or a tensor is missing or does not fit.
-        OptionError: If the device does not exist here, or the dtype is none of the above.
+        CheckpointError: If a file or tensor is missing or does not fit, a repository cannot be had, or the
+            GPU has too little memory; what to do is said.
+        OptionError: If the device does not exist here, or an option is none of the above.
     """
-    folder = model_folder(model)
-    place = _device(device)
+    if device is not None and device_map is not None:
+        raise OptionError("device and device_map are both given; give one of them.")
+    place = find_device(device)
     if dtype is None:
-        kind = torch.float32 if place.type == "cpu" else torch.bfloat16
-    else:
-        kind = _dtype(dtype)
-    return Transcriber(*load_checkpoint(folder, device=str(place), dtype=kind))
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device).tolist()  # a device may have a name and yet not be there
-        return torch.device(device)
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise OptionError(f"device is {str(device)!r}, which is not usable here; use 'cpu'.") from error
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if kind is None or kind not in DTYPES.values():
-        raise OptionError(f"dtype is {str(dtype)!r}; choose one of {', '.join(DTYPES)}.")
-    return kind
+        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+    options = load_options(
+        device=place,
+        dtype=dtype,
+        device_map=device_map,
+        quantization_config=quantization_config,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    folder = None if is_released_file(model) else model_folder(model, options.access)
+    return Transcriber(
+        *load_model(model, options, folder=folder, backbone=backbone, audio_encoder=audio_encoder)
+    )
 
 
 class Transcriber:
@@ -161,13 +167,7 @@ class Transcriber:
         source: list[Any],  # of what AudioSource names: a list[str] is no list[AudioSource]
         language: str | None = None,
         steps: int = 8,
-        *,
-        init: str = "noise",
-        canvas: int | None = None,
-        seed: int = 0,
-        batch_size: int = 8,
-        sample_rate_hz: int | None = None,
-        on_pass: OnPass | None = None,
+        **options: Unpack[_Keywords],
     ) -> list[Transcript]: ...
 
     @overload
@@ -176,13 +176,7 @@ class Transcriber:
         source: AudioSource,
         language: str | None = None,
         steps: int = 8,
-        *,
-        init: str = "noise",
-        canvas: int | None = None,
-        seed: int = 0,
-        batch_size: int = 8,
-        sample_rate_hz: int | None = None,
-        on_pass: OnPass | None = None,
+        **options: Unpack[_Keywords],
     ) -> Transcript: ...
 
     def transcribe(
@@ -224,9 +218,9 @@ class Transcriber:
             AudioError: If a clip cannot be read or is too long.
             OptionError: If an option is unknown or out of range.
         """
-        options = self._check(language, steps, init, canvas, seed, batch_size)
+        options = self._check(_Options(language, steps, init, canvas, seed), batch_size)
         if not isinstance(source, list):
-            transcript = self._run([self.read(source, sample_rate_hz)], options, on_pass)[0]
+            transcript = self._run([self.read(source, sample_rate_hz)], options, batch_size, on_pass)[0]
             return _name(transcript, source)
         clips = []
         for place, item in enumerate(source):
@@ -236,7 +230,8 @@ class Transcriber:
                 if isinstance(item, (str, os.PathLike)):
                     raise
                 raise AudioError(f"item {place} of the list: {error}") from error
-        return [_name(t, item) for t, item in zip(self._run(clips, options, on_pass), source, strict=True)]
+        found = self._run(clips, options, batch_size, on_pass)
+        return [_name(transcript, item) for transcript, item in zip(found, source, strict=True)]
 
     def transcribe_files(
         self,
@@ -267,8 +262,8 @@ class Transcriber:
         Raises:
             OptionError: If an option is unknown or out of range.
         """
-        options = self._check(language, steps, init, canvas, seed, batch_size)
-        return self._run_files(iter(paths), options)
+        options = self._check(_Options(language, steps, init, canvas, seed), batch_size)
+        return self._run_files(iter(paths), options, batch_size)
 
     def transcribe_arrays(
         self,
@@ -303,15 +298,15 @@ class Transcriber:
             batch_size=batch_size,
         )
 
-    def _check(
-        self, language: str | None, steps: int, init: str, canvas: int | None, seed: int, batch_size: int
-    ) -> _Options:
-        self.decoder.options(steps=steps, init=init, canvas_length=canvas, seed=seed, language=language)
+    def _check(self, options: _Options, batch_size: int) -> _Options:
+        self.decoder.options(**asdict(options))
         if not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
-        return _Options(language, steps, init, canvas, seed, batch_size)
+        return options
 
-    def _run_files(self, paths: Iterator[FilePath], options: _Options) -> Iterator[Transcript | AudioError]:
+    def _run_files(
+        self, paths: Iterator[FilePath], options: _Options, batch_size: int
+    ) -> Iterator[Transcript | AudioError]:
         while True:
             found: list[tuple[FilePath, Samples | AudioError]] = []
             for path in paths:
@@ -319,23 +314,25 @@ class Transcriber:
                     found.append((path, self.read(path)))
                 except AudioError as error:
                     found.append((path, error))
-                if len(found) == options.batch_size:
+                if len(found) == batch_size:
                     break
             if not found:
                 return
             clips = [clip for _, clip in found if not isinstance(clip, AudioError)]
-            transcripts = iter(self._run(clips, options, None))
+            transcripts = iter(self._run(clips, options, batch_size))
             for path, clip in found:
                 yield clip if isinstance(clip, AudioError) else _name(next(transcripts), path)
 
-    def _run(self, clips: Sequence[Samples], options: _Options, on_pass: OnPass | None) -> list[Transcript]:
+    def _run(
+        self, clips: Sequence[Samples], options: _Options, batch_size: int, on_pass: OnPass | None = None
+    ) -> list[Transcript]:
         """Transcribe clips in batches of similar length; results in the order of the clips."""
         language = options.language
         silent = Transcript("", language or "", float(bool(language)), (), 0.0, 0, 0.0, 0.0, draft="")
         results = [silent] * len(clips)
         by_length = sorted((i for i, clip in enumerate(clips) if len(clip)), key=lambda i: len(clips[i]))
-        for start in range(0, len(by_length), options.batch_size):
-            places = by_length[start : start + options.batch_size]
+        for start in range(0, len(by_length), batch_size):
+            places = by_length[start : start + batch_size]
             batch = self._run_batch([clips[i] for i in places], places, options, on_pass)
             for place, transcript in zip(places, batch, strict=True):
                 results[place] = transcript
@@ -356,12 +353,8 @@ class Transcriber:
             mel.to(self.device),
             n_mel.to(self.device),
             clip_keys=[_clip_key(clip) for clip in clips],
-            steps=options.steps,
-            init=options.init,
-            canvas_length=options.canvas,
-            seed=options.seed,
-            language=options.language,
             on_pass=None if on_pass is None else report,
+            **asdict(options),
         )
         transcripts = [self._transcript(one, clip) for one, clip in zip(decoded, clips, strict=True)]
         seconds = (time.perf_counter() - started) / len(clips)

@@ -165,8 +165,16 @@ def test_pickled_weights_are_not_opened(
 @pytest.mark.parametrize("name", ["large-v9", "no/such/folder"])
 def test_an_unknown_model_says_what_is_accepted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", "clip.wav", "--model", name]) == 1
-    err = capsys.readouterr().err
-    assert (
-        err
-        == f"{ERROR}{name}: no such model; give 'tiny' (embedded) or the folder of a canvas-asr checkpoint.\n"
+    assert capsys.readouterr().err == (
+        f"{ERROR}{name}: no such model; give 'tiny' (embedded), the folder of a canvas-asr checkpoint, "
+        "or owner/name of one on the hub.\n"
     )
+
+
+def test_a_name_of_the_hub_that_cannot_be_had_says_what_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transcribe", "clip.wav", "--model", "nobody/nothing"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"{ERROR}nobody/nothing: ")
+    assert "`hf download nobody/nothing`" in err
+    assert "https://huggingface.co/nobody/nothing" in err
+    assert err.count("\n") == 1

@@ -57,7 +57,7 @@ def test_its_python_runs(
 ) -> None:
     """With a small random model in place of the embedded one: the words differ, the calls are the same."""
     save_checkpoint(small_model(), small_processor(), tmp_path, whole=True)
-    monkeypatch.setattr(transcriber, "model_folder", lambda _: tmp_path)
+    monkeypatch.setattr(transcriber, "model_folder", lambda *_: tmp_path)
     monkeypatch.chdir(ROOT)
     session = run_snippets()
     assert isinstance(session["asr"], canvas_asr.Transcriber)

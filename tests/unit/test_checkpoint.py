@@ -217,6 +217,10 @@ ADAPTER_TENSOR = "projector.out.weight"
             lambda s: s.update({ADAPTER_TENSOR: torch.zeros(3, 5)}),
             f"tensor '{ADAPTER_TENSOR}' has shape (3, 5), not (32, 512)",
         ),
+        (
+            lambda s: s.update({name: s[name][:4].clone() for name in s if name.endswith("lora_A.weight")}),
+            "has shape (4, 32), which is rank 4; its config.json says lora_rank 16",
+        ),
     ],
 )
 def test_a_bad_tensor_of_the_adapter_is_named(folder: Path, change: Callable, message: str) -> None:

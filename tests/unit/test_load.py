@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_layout import put_in_cache, write_backbone, write_whisper
 from made_up_clips import tones
 from small_models import TINY, small_model, small_processor
 from transformers.utils import logging
 
 from canvas_asr import CheckpointError, OptionError, Transcriber, load
-from canvas_asr.checkpoint import save_checkpoint
+from canvas_asr.checkpoint import adapter_state, assemble, save_checkpoint
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 
@@ -60,6 +62,7 @@ def test_a_type_may_be_given_by_name(folder: Path, dtype: Any) -> None:
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"device": "meta"}, "device is 'meta'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which is not usable here; use 'cpu'"),
+        ({"device": "cpu", "device_map": "auto"}, "device and device_map are both given"),
     ],
 )
 def test_what_is_not_there_is_refused(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -68,11 +71,11 @@ def test_what_is_not_there_is_refused(folder: Path, options: dict[str, Any], mes
 
 
 def test_an_unknown_model_says_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^large-v9: no such model; give 'tiny' .* or the folder"):
+    with pytest.raises(CheckpointError, match=r"^large-v9: no such model; give 'tiny' .* the folder .* hub"):
         load("large-v9")
-    (tmp_path / "weights.pt").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"weights\.pt: is a file, not a folder"):
-        load(tmp_path / "weights.pt")
+    (tmp_path / "weights.txt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"weights\.txt: is a file, not a folder"):
+        load(tmp_path / "weights.txt")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load(tmp_path)
 
@@ -93,3 +96,143 @@ def test_loading_says_nothing_and_changes_no_setting(folder: Path, capfd: pytest
 )
 def test_the_embedded_model_is_the_default() -> None:
     assert load().languages == load("tiny").languages != ()
+
+
+# By names of the hub, from its cache
+
+BACKBONE, ENCODER, ADAPTER = "someone/backbone", "someone/whisper-large-v3", "someone/speech"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Frozen parts as they lie on the hub; the audio encoder has the features of Whisper large-v3."""
+    folder = tmp_path_factory.mktemp("parts")
+    return {
+        BACKBONE: write_backbone(folder / "backbone"),
+        ENCODER: write_whisper(folder / "whisper", num_mel_bins=128, d_model=40, encoder_layers=2),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(parts: dict[str, Path]) -> CanvasASRModel:
+    """A model with an adapter of its own on them."""
+    fields = {"projector_width": 24, "canvas_length": 24, "max_canvas_length": 48, "pad_to_30s": True}
+    model, _ = assemble(str(parts[BACKBONE]), str(parts[ENCODER]), parts[BACKBONE], fields)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.config.backbone, model.config.audio_encoder = BACKBONE, ENCODER
+    return model.eval()
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def same_transcript(one: Transcriber, model: CanvasASRModel) -> bool:
+    clip = (tones(0.6, 1), RATE_HZ)
+    other = Transcriber(model, one.processor)
+    return [t.id for t in one.transcribe(clip, steps=2).tokens] == [
+        t.id for t in other.transcribe(clip, steps=2).tokens
+    ]
+
+
+def test_a_name_of_the_hub_brings_its_parts(
+    trained: CanvasASRModel, parts: dict[str, Path], cache: Path, tmp_path: Path
+) -> None:
+    trained.save_pretrained(tmp_path / "adapter")
+    put_in_cache(cache, ADAPTER, tmp_path / "adapter", revision="v2")
+    with pytest.raises(CheckpointError, match=rf"^{ADAPTER}: .* `hf download {ADAPTER}` "):
+        load(ADAPTER, device="cpu")
+    with pytest.raises(CheckpointError, match=rf"^{BACKBONE}: .* `hf download {BACKBONE}` "):
+        load(ADAPTER, device="cpu", revision="v2")
+    put_in_cache(cache, BACKBONE, parts[BACKBONE])
+    with pytest.raises(CheckpointError, match=rf"^{ENCODER}: .* `hf download {ENCODER}` "):
+        load(ADAPTER, device="cpu", revision="v2")
+    encoder = put_in_cache(cache, ENCODER, parts[ENCODER])
+    loaded = load(ADAPTER, device="cpu", revision="v2", local_files_only=True)
+    assert same_transcript(loaded, trained)
+    assert loaded.processor.feature_extractor.feature_size == 128
+    (encoder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"^{ENCODER}: "):
+        load(ADAPTER, device="cpu", revision="v2")
+
+
+def test_parts_may_be_replaced_by_others(
+    trained: CanvasASRModel, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    trained.save_pretrained(tmp_path)
+    loaded = load(tmp_path, device="cpu", backbone=parts[BACKBONE], audio_encoder=str(parts[ENCODER]))
+    assert same_transcript(loaded, trained)
+    assert loaded.model.config.backbone == str(parts[BACKBONE])
+    other = write_backbone(tmp_path / "wider", hidden_size=48)
+    with pytest.raises(CheckpointError, match="wider: its hidden_size is 48, and the adapter is for"):
+        load(tmp_path, device="cpu", backbone=other, audio_encoder=parts[ENCODER])
+    with pytest.raises(CheckpointError, match="nowhere: no such folder, and no owner/name"):
+        load(tmp_path, device="cpu", backbone="nowhere")
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_a_released_file_is_put_on_the_parts_given(
+    trained: CanvasASRModel,
+    parts: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    by_folder: bool,
+) -> None:
+    torch.save(adapter_state(trained), tmp_path / "adapter.pt")
+    source = tmp_path if by_folder else tmp_path / "adapter.pt"
+    with caplog.at_level(python_logging.INFO, "canvas_asr"):
+        loaded = load(source, device="cpu", backbone=parts[BACKBONE], audio_encoder=parts[ENCODER])
+    state = adapter_state(loaded.model)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in adapter_state(trained).items())
+    assert loaded.model.config.projector_width == 24
+    assert loaded.transcribe((tones(0.5, 0), RATE_HZ), steps=1).passes == 1
+    report, warning = (
+        record.getMessage() for record in caplog.records if record.name == "canvas_asr.loading"
+    )
+    assert "projector" in report
+    assert warning.startswith("adapter.pt does not say ")
+    assert "lora_alpha" in warning
+
+
+def test_a_released_file_names_the_published_parts(
+    trained: CanvasASRModel, parts: dict[str, Path], cache: Path, tmp_path: Path
+) -> None:
+    torch.save(adapter_state(trained), tmp_path / "adapter.pt")
+    with pytest.raises(CheckpointError, match=r"`hf download google/diffusiongemma-26B-A4B-it` "):
+        load(tmp_path / "adapter.pt", device="cpu")
+    with pytest.raises(CheckpointError, match=r"`hf download openai/whisper-small` "):
+        load(tmp_path / "adapter.pt", device="cpu", backbone=parts[BACKBONE])
+
+
+def test_a_backbone_without_its_tokenizer_is_one_error(
+    trained: CanvasASRModel, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    torch.save(adapter_state(trained), tmp_path / "adapter.pt")
+    backbone = write_backbone(tmp_path / "backbone")
+    for path in backbone.glob("*token*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"backbone: cannot be loaded \(") as raised:
+        load(tmp_path / "adapter.pt", device="cpu", backbone=backbone, audio_encoder=parts[ENCODER])
+    assert "\n" not in str(raised.value)
+
+
+def test_the_file_of_a_checkpoint_is_loaded_by_its_folder(folder: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: is part of a checkpoint; give its folder"
+    ):
+        load(folder / "model.safetensors")
+
+
+def test_the_gpu_is_measured_before_anything_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("canvas_asr.transcriber.find_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 2000))
+    with pytest.raises(
+        CheckpointError, match=r"backbone: needs 0\.0 GB on cuda in bfloat16, and 0\.0 GB are"
+    ):
+        load(folder)

@@ -1,0 +1,293 @@
+"""The frozen parts: read their configurations, check that they fit and have room, load their weights.
+
+A backbone of 26 billion parameters exists once, in the precision asked for: it is loaded in it, and on the
+device that it is for where ``accelerate`` is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration import CanvasASRConfig
+from .errors import CheckpointError
+from .hub import DEFAULT_ACCESS, UNREADABLE, HubAccess, cannot_load, is_hub_name, quietly
+
+# A stock Whisper checkpoint holds its encoder under this prefix.
+_WHISPER_KEYS = {r"^model\.encoder\.": ""}
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Geometry that an adapter's tensors depend on.
+_BACKBONE_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_global_key_value_heads",
+    "global_head_dim",
+    "vocab_size",
+)
+_ENCODER_KEYS = ("d_model", "num_mel_bins")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How tensors are loaded.
+
+    Attributes:
+        device: Where the model goes, unless there is a device map.
+        dtype: Of its tensors; ``auto``: as the backbone is stored.
+        device_map: For the backbone, as ``from_pretrained`` takes it.
+        quantization_config: For the backbone, likewise.
+        attn_implementation: For both parts; None: the library's choice.
+        access: To the hub.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype | str = torch.float32
+    device_map: Any = None
+    quantization_config: Any = None
+    attn_implementation: str | None = None
+    access: HubAccess = DEFAULT_ACCESS
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a frozen part lies.
+
+    Attributes:
+        source: A folder, or the name of a repository.
+        revision: Of the repository.
+    """
+
+    source: str
+    revision: str | None = None
+
+
+def find_part(name: str, revision: str | None, folder: Path | None = None) -> Part:
+    """Find a frozen part: in a folder of the checkpoint, at a path, or on the hub.
+
+    Args:
+        name: As a configuration or a caller names it.
+        revision: Of a repository.
+        folder: Of the checkpoint.
+
+    Raises:
+        CheckpointError: If the name is none of these.
+    """
+    if folder is not None and (folder / name).is_dir():
+        return Part(str(folder / name))
+    if folder is not None and "/" not in name:
+        raise CheckpointError(
+            f"{folder / name}: no such folder; the checkpoint is not whole, fetch it again."
+        )
+    if Path(name).is_dir():
+        return Part(name)
+    if is_hub_name(name):
+        return Part(name, revision)
+    raise CheckpointError(f"{name}: no such folder, and no owner/name of the hub.")
+
+
+def read_part_config(kind: type[PreTrainedConfig], part: Part, access: HubAccess) -> Any:
+    """Read the configuration of a frozen part.
+
+    Args:
+        kind: Its class.
+        part: Where it lies.
+        access: To the hub.
+
+    Raises:
+        CheckpointError: If there is none, or it is another kind's.
+    """
+    try:
+        with quietly():
+            content, _ = kind.get_config_dict(part.source, **access.options(part.revision))
+            found = content.get("model_type")
+            if not content:
+                raise CheckpointError(
+                    f"{part.source}: no config.json; the part is not whole, fetch it again."
+                )
+            if found != kind.model_type:
+                raise CheckpointError(f"{part.source}: is a {found!r} model, not {kind.model_type!r}.")
+            return kind.from_dict(content)
+    except CheckpointError:
+        raise
+    except UNREADABLE as error:
+        raise cannot_load(part.source, error, part.revision) from error
+
+
+def check_fit(config: CanvasASRConfig, backbone: Part, found: Any, encoder: Part, found_encoder: Any) -> None:
+    """Refuse frozen parts whose geometry is not what the adapter was trained for.
+
+    Raises:
+        CheckpointError: Naming the part and the key.
+    """
+    for part, own, other, keys in (
+        (backbone, config.backbone_config.text_config, found.text_config, _BACKBONE_KEYS),
+        (encoder, config.audio_encoder_config, found_encoder, _ENCODER_KEYS),
+    ):
+        for key in keys:
+            expected, given = getattr(own, key, None), getattr(other, key, None)
+            if expected != given:
+                raise CheckpointError(
+                    f"{part.source}: its {key} is {given}, and the adapter is for {key} {expected}; give the "
+                    "part that it was trained with."
+                )
+
+
+def load_frozen(
+    backbone: Part, encoder: Part, backbone_config: Any, options: LoadOptions
+) -> tuple[DiffusionGemmaForBlockDiffusion, WhisperEncoder]:
+    """Load backbone and audio encoder, the encoder in the backbone's precision.
+
+    Args:
+        backbone: Where the backbone lies.
+        encoder: Where the audio encoder lies.
+        backbone_config: Configuration of the backbone, as stored with it.
+        options: Of the load.
+
+    Raises:
+        CheckpointError: If one cannot be loaded, does not hold what its configuration says, or does not fit
+            in the memory of the GPU.
+    """
+    check_memory(backbone.source, backbone_config, options)
+    device_map = options.device_map
+    if device_map is None and options.device != "cpu" and importlib.util.find_spec("accelerate"):
+        device_map = {"": options.device}  # straight there, not by way of the computer's own memory
+    placed = {
+        key: value
+        for key, value in (("device_map", device_map), ("quantization_config", options.quantization_config))
+        if value is not None
+    }
+    model = load_part(DiffusionGemmaForBlockDiffusion, backbone, options, dtype=options.dtype, **placed)
+    return model, load_part(
+        WhisperEncoder, encoder, options, dtype=compute_dtype(model), key_mapping=_WHISPER_KEYS
+    )
+
+
+def load_part(kind: Any, part: Part, options: LoadOptions, **arguments: Any) -> Any:
+    """Load a frozen part and refuse one with missing or misshaped tensors.
+
+    Args:
+        kind: Class of the model.
+        part: Where it lies.
+        options: Of the load.
+        arguments: Further ones of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: Naming the folder or repository, and the tensor if there is one to name.
+    """
+    source = part.source
+    if options.attn_implementation is not None:
+        arguments["attn_implementation"] = options.attn_implementation
+    try:
+        with quietly(keep_bars=not Path(source).is_dir()):
+            model, report = kind.from_pretrained(
+                source,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the tensor's name
+                use_safetensors=True,
+                **options.access.options(part.revision),
+                **arguments,
+            )
+    except SafetensorError as error:
+        raise CheckpointError(f"{source}: its weights are damaged ({error}); fetch them again.") from error
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(f"{source}: the memory of {options.device} is full; {_ADVICE}.") from error
+    except (*UNREADABLE, RuntimeError) as error:
+        raise cannot_load(source, error, part.revision) from error
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise CheckpointError(
+            f"{source}: tensor {name!r} has shape {tuple(found)}; its config.json says {tuple(expected)}."
+        )
+    for name in sorted(report["missing_keys"]):
+        raise CheckpointError(f"{source}: tensor {name!r} is missing.")
+    return model
+
+
+def compute_dtype(backbone: DiffusionGemmaForBlockDiffusion) -> torch.dtype:
+    """Give the precision that a backbone computes in: that of its embeddings, which no method quantises."""
+    found: torch.dtype = backbone.get_input_embeddings().weight.dtype
+    return found if found in COMPUTE_DTYPES else torch.bfloat16
+
+
+# Room on the GPU
+
+_ADVICE = (
+    "give a quantised checkpoint as backbone= (FP8, experts included), or device_map='auto', which spreads "
+    "it over several GPUs and the memory beside them"
+)
+
+
+def check_memory(source: str, config: DiffusionGemmaConfig, options: LoadOptions) -> None:
+    """Refuse a backbone that the GPU has no room for, before its weights are fetched or read.
+
+    Args:
+        source: Where it lies.
+        config: Its configuration.
+        options: Device, precision and quantisation.
+
+    Raises:
+        CheckpointError: Saying what is needed, what is free and what to choose instead.
+    """
+    place = options.device if options.device_map is None else options.device_map
+    if isinstance(place, dict) and len(set(place.values())) == 1:
+        place = next(iter(place.values()))
+    device = torch.device("cuda", place) if isinstance(place, int) else place
+    if not str(device).startswith("cuda"):
+        return  # the computer's own memory, or a map that is made to fit
+    dtype = options.dtype if isinstance(options.dtype, torch.dtype) else getattr(config, "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    needed = backbone_bytes(config, dtype, options.quantization_config)
+    free, _ = torch.cuda.mem_get_info(device)
+    if needed is None or needed <= free:
+        return
+    smaller = 'dtype="bfloat16", which needs half, or ' if dtype == torch.float32 else ""
+    raise CheckpointError(
+        f"{source}: needs {needed / 1e9:.1f} GB on {device} in {str(dtype).removeprefix('torch.')}, and "
+        f"{free / 1e9:.1f} GB are free; {smaller}{_ADVICE}."
+    )
+
+
+def backbone_bytes(
+    config: DiffusionGemmaConfig, dtype: torch.dtype, quantization_config: Any = None
+) -> int | None:
+    """Estimate the bytes of a backbone's weights from its configuration, tied ones once.
+
+    Args:
+        config: Its geometry, and how it is stored if that is quantised.
+        dtype: Of what is not quantised.
+        quantization_config: Asked for; None: as the configuration says.
+
+    Returns:
+        Bytes; None for a method of quantisation that is not known here.
+    """
+    quantized = quantization_config or getattr(config, "quantization_config", None)
+    with torch.device("meta"):
+        backbone = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_dict(config.to_dict()))
+    n_all = {id(p): p.numel() for p in backbone.parameters()}
+    if quantized is None:
+        return sum(n_all.values()) * dtype.itemsize
+    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    if method not in ("bitsandbytes", "fp8"):
+        return None
+    n_quantized = {
+        id(module.weight): module.weight.numel()
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    if method == "fp8":  # bitsandbytes leaves the experts, three-dimensional parameters, as they are
+        n_quantized |= {id(p): p.numel() for n, p in backbone.named_parameters() if ".experts." in n}
+    n_small = sum(n_quantized.values())
+    bits = 4 if settings.get("load_in_4bit") else 8
+    return (sum(n_all.values()) - n_small) * dtype.itemsize + n_small * bits // 8
