@@ -15,7 +15,8 @@ from small_models import small_model, small_processor
 
 import canvas_asr
 from canvas_asr import checkpoint, cli
-from canvas_asr.checkpoint import adapter_state, load_configuration, save_checkpoint
+from canvas_asr.checkpoint import adapter_state, save_checkpoint
+from canvas_asr.configuration import load_configuration
 from canvas_asr.modeling import CanvasASRModel
 
 FIELDS = {
@@ -122,9 +123,9 @@ def test_a_failure_leaves_what_was_there(
     ("options", "message"),
     [
         ([], "prompt_prefix '<bos><|turn>user\\n' names <|turn>, which is no token of this tokenizer"),
-        ([*SETTINGS, "--audio-token", "<sound>"], "names <sound>, which is no token of this tokenizer"),
+        ([*SETTINGS, "--audio-token", "<sound>"], "has no token '<sound>'"),
         ([*SETTINGS, "--projector-activation", "sine"], "projector_activation is 'sine'; choose one of gelu"),
-        ([*SETTINGS, "--backbone", "no/such"], "no/such: no DiffusionGemmaConfig can be loaded"),
+        ([*SETTINGS, "--backbone", "no/such"], "no/such: "),
     ],
 )
 def test_what_cannot_be_is_one_line(

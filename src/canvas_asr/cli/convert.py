@@ -133,7 +133,7 @@ def _probe(options: argparse.Namespace, settings: ImportSettings) -> None:
 
 def _judge(scores: list[Score], other: str, options: argparse.Namespace) -> None:
     """Say which candidate is best, and warn where none listens."""
-    from canvas_asr.checkpoint import load_configuration
+    from canvas_asr.configuration import load_configuration
     from canvas_asr.conversion.probe import Candidate
 
     best = next((score for score in scores if score.listens), None)

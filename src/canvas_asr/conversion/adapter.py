@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def import_adapter(
     return ImportedAdapter(fields, state, _report(file, matches, fields, origins, state), guesses)
 
 
-def _split(tensors: Mapping[str, Tensor], chosen: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _split(
+    tensors: Mapping[str, Tensor], chosen: Callable[[str, Tensor], bool]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Divide tensors into the chosen and the rest, both in order."""
     parts: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     for name, tensor in tensors.items():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer, DiffusionGemmaConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import DiffusionGemmaConfig, WhisperConfig
 
-from canvas_asr.checkpoint import load_configuration, write_adapter
-from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.checkpoint import write_adapter
+from canvas_asr.configuration import CanvasASRConfig, load_configuration
 from canvas_asr.errors import CheckpointError, OptionError
-from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.hub import DEFAULT_ACCESS
+from canvas_asr.parts import find_part, read_part_config
+from canvas_asr.processing import CanvasASRProcessor, processor_of_parts
 
 from .adapter import ImportedAdapter, import_adapter
 from .settings import ImportSettings, unknown_tokens
@@ -48,34 +49,24 @@ def convert(
     """
     out = out.resolve()
     _check_free(out, overwrite)
-    backbone, audio_encoder, tokenizer = (
-        str(Path(name).resolve()) if Path(name).is_dir() else name
+    backbone_part, encoder_part, tokenizer_part = (
+        find_part(str(Path(name).resolve()) if Path(name).is_dir() else name, None)
         for name in (backbone, audio_encoder, tokenizer or backbone)
     )
-    backbone_config = _load(DiffusionGemmaConfig, backbone)
-    encoder_config = _load(WhisperConfig, audio_encoder)
+    backbone_config = read_part_config(DiffusionGemmaConfig, backbone_part, DEFAULT_ACCESS)
+    encoder_config = read_part_config(WhisperConfig, encoder_part, DEFAULT_ACCESS)
     imported = import_adapter(file, backbone_config, encoder_config, settings)
-    processor = CanvasASRProcessor(
-        _load(WhisperFeatureExtractor, audio_encoder), _load(AutoTokenizer, tokenizer)
-    )
     config = CanvasASRConfig(
-        backbone=backbone,
-        audio_encoder=audio_encoder,
+        backbone=backbone_part.source,
+        audio_encoder=encoder_part.source,
         backbone_config=backbone_config,
         audio_encoder_config=encoder_config,
         **imported.fields,
     )
+    processor = processor_of_parts(tokenizer_part, encoder_part, config, DEFAULT_ACCESS)
     _check_prompt(processor, config)
     _write(out, config, processor, imported)
     return imported
-
-
-def _load(kind: Any, source: str) -> Any:
-    try:
-        return kind.from_pretrained(source)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{source}: no {kind.__name__} can be loaded from it ({reason}).") from error
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -92,18 +83,13 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 
 def _check_prompt(processor: CanvasASRProcessor, config: CanvasASRConfig) -> None:
-    """Refuse a prompt, placeholder or tag that the tokenizer would spell in pieces."""
-    for option in ("prompt_prefix", "prompt_suffix", "audio_token"):
+    """Refuse a prompt that the tokenizer would spell in pieces."""
+    for option in ("prompt_prefix", "prompt_suffix"):
         if unknown := unknown_tokens(processor, getattr(config, option)):
             raise OptionError(
                 f"{option} {getattr(config, option)!r} names {unknown[0]}, which is no token of this "
                 f"tokenizer; give --{option.replace('_', '-')}."
             )
-    try:
-        processor.token_id(config.audio_token)
-        processor.language_ids(config)
-    except ValueError as error:
-        raise OptionError(f"audio_token or language_tag_place: {error}") from error
 
 
 def _write(

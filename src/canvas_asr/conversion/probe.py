@@ -114,7 +114,8 @@ def candidates(
         language: Of the clips; without it no language tag is tried.
     """
     config, rank = model.config, model.config.lora_rank
-    alphas = (rank, 2 * rank, 4 * rank) if settings.lora_alpha is None else ()
+    # The last is that of twice the rank where it was divided by the rank's root (rsLoRA), at rank 16.
+    alphas = (rank, 2 * rank, 4 * rank, 8 * rank) if settings.lora_alpha is None else ()
     activations = ACTIVATIONS if settings.projector_activation is None else ()
     framings: list[tuple[str, str]] = []
     if settings.prompt_prefix is None and settings.prompt_suffix is None:
@@ -124,8 +125,8 @@ def candidates(
     if places and tag and not unknown_tokens(processor, tag):
         places.append("canvas")
     return [
-        Candidate(alpha, activation, *framing, place)
-        for alpha, activation, framing, place in product(
+        Candidate(alpha, activation, prefix, suffix, place)
+        for alpha, activation, (prefix, suffix), place in product(
             # The model's own value is always among them.
             dict.fromkeys((*alphas, config.lora_alpha)),
             dict.fromkeys((*activations, config.projector_activation)),
@@ -240,16 +241,15 @@ def _losses(
     prompt = model.embed_prompt(
         prompt_ids.to(device), tokens, n_audio, processor.token_id(config.audio_token)
     )
-    canvas, n_targets = _canvas(processor, config, ids[0].tolist(), language)
+    clean, n_targets = _canvas(processor, config, ids[0].tolist(), language)
+    prompts, n_prompts, targets, lengths, canvases = (
+        tensor.to(device).expand(N_NOISE_LEVELS, *tensor.shape[1:])
+        for tensor in (prompt, n_prompt, clean[:, :n_targets], torch.tensor([n_targets]), clean)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same noise for every candidate
         denoising = denoising_losses(
-            model.backbone,
-            *(
-                tensor.to(device).expand(N_NOISE_LEVELS, *tensor.shape[1:])
-                for tensor in (prompt, n_prompt, canvas[:, :n_targets], torch.tensor([n_targets]), canvas)
-            ),
-            _OBJECTIVE,
+            model.backbone, prompts, n_prompts, targets, lengths, canvases, _OBJECTIVE
         )
     return Losses(math.nan if bool(infeasible[0]) else float(ctc), float(denoising["diffusion"]))
 
