@@ -15,11 +15,17 @@ from canvas_asr.training.losses import (
     diffusion_loss,
     min_ctc_frames,
     sample_noise_levels,
+    states_per_chunk,
 )
 
 
 def logits_of(probabilities: list) -> Tensor:
     return torch.tensor(probabilities).log()
+
+
+def as_they_are(states: Tensor) -> Tensor:
+    """An output layer for states that are logits already."""
+    return states
 
 
 # Noise levels
@@ -44,27 +50,28 @@ PREDICTED = logits_of([[[0.2, 0.3, 0.5], [0.25, 0.5, 0.25], [0.1, 0.8, 0.1], [0.
 
 
 def test_diffusion_loss_is_the_flat_mean_over_all_positions() -> None:
-    loss = diffusion_loss(PREDICTED, CANVAS, torch.tensor([2]))
+    loss, right = diffusion_loss(PREDICTED, CANVAS, torch.tensor([2]), as_they_are)
+    assert right.tolist() == [[True] * 4]
     expected = -(math.log(0.5) + math.log(0.5) + math.log(0.8) + math.log(0.9)) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
 def test_the_tail_counts_by_its_weight(weight: float) -> None:
-    loss = diffusion_loss(PREDICTED, CANVAS, torch.tensor([2]), tail_weight=weight)
+    loss, _ = diffusion_loss(PREDICTED, CANVAS, torch.tensor([2]), as_they_are, tail_weight=weight)
     text, tail = -2 * math.log(0.5), -(math.log(0.8) + math.log(0.9))
     assert float(loss) == pytest.approx((text + weight * tail) / (2 + 2 * weight), rel=1e-6)
 
 
 def test_diffusion_loss_over_clips_of_unequal_text() -> None:
     logits, canvas = PREDICTED.repeat(2, 1, 1), CANVAS.repeat(2, 1)
-    loss = diffusion_loss(logits, canvas, torch.tensor([2, 4]), tail_weight=0.0)
+    loss, _ = diffusion_loss(logits, canvas, torch.tensor([2, 4]), as_they_are, tail_weight=0.0)
     text, tail = -2 * math.log(0.5), -(math.log(0.8) + math.log(0.9))
     assert float(loss) == pytest.approx((2 * text + tail) / 6, rel=1e-6)
 
 
 def test_diffusion_loss_of_half_precision_logits_is_taken_in_float32() -> None:
-    loss = diffusion_loss(PREDICTED.bfloat16(), CANVAS, torch.tensor([2]))
+    loss, _ = diffusion_loss(PREDICTED.bfloat16(), CANVAS, torch.tensor([2]), as_they_are)
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(0.4293, abs=0.01)
 
@@ -75,19 +82,59 @@ def test_diffusion_loss_of_half_precision_logits_is_taken_in_float32() -> None:
 def test_autoregressive_loss_is_the_mean_over_valid_targets() -> None:
     logits = logits_of([[[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]], [[0.4, 0.6], [0.3, 0.7], [0.1, 0.9]]])
     targets = torch.tensor([[1, 0, 0], [1, 0, 0]])
-    loss = autoregressive_loss(logits, targets, torch.tensor([3, 1]))
+    loss = autoregressive_loss(logits, targets, torch.tensor([3, 1]), as_they_are)
     expected = -(math.log(0.8) + math.log(0.5) + math.log(0.9) + math.log(0.6)) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     padding_changed = targets.clone()
     padding_changed[1, 1:] = 1
-    assert torch.equal(autoregressive_loss(logits, padding_changed, torch.tensor([3, 1])), loss)
+    assert torch.equal(autoregressive_loss(logits, padding_changed, torch.tensor([3, 1]), as_they_are), loss)
 
 
 def test_autoregressive_loss_of_nothing_is_zero() -> None:
     loss = autoregressive_loss(
-        torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.long), torch.tensor([0, 0])
+        torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.long), torch.tensor([0, 0]), as_they_are
     )
     assert float(loss) == 0
+
+
+def plain_loss(name: str, logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    in_text = (torch.arange(targets.shape[1])[None, :] < lengths[:, None]).flatten()
+    weights = in_text + (0.0 if name == "autoregressive" else 0.3) * ~in_text
+    return (losses * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("name", ["diffusion", "autoregressive"])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_values_and_gradients_are_those_of_the_plain_loss_in_any_chunks(name: str, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 5, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(50, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(50, (3, 5), generator=generator)
+    lengths = torch.tensor([5, 2, 3])
+    sizes: list[int] = []
+
+    def read(part: Tensor) -> Tensor:
+        sizes.append(len(part))
+        return part @ weight.T
+
+    if name == "diffusion":
+        loss, right = diffusion_loss(states, targets, lengths, read, tail_weight=0.3, chunk=chunk)
+        assert torch.equal(right, (states @ weight.T).argmax(-1) == targets)
+    else:
+        loss = autoregressive_loss(states, targets, lengths, read, chunk=chunk)
+    n_forward = len(sizes)
+    assert max(sizes) <= max(chunk, 1)
+    found = value_and_gradients(loss, states, weight)
+    # Several chunks are read again for the gradient, their logits not kept; a single one is kept.
+    assert len(sizes) == (1 if chunk == 100 else 2 * n_forward)
+    expected = value_and_gradients(plain_loss(name, states @ weight.T, targets, lengths), states, weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_chunks_hold_a_gibibyte_of_logits_at_most() -> None:
+    assert states_per_chunk(262_144) == 1024
+    assert states_per_chunk(1 << 40) == 1
 
 
 # CTC

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from small_models import BACKBONE
@@ -80,9 +82,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     logits: list[Tensor] = []
     loss = objective.diffusion_loss
 
-    def spy(predicted: Tensor, *args: object, **kwargs: object) -> Tensor:
-        logits.append(predicted.clone())
-        return loss(predicted, *args, **kwargs)
+    def spy(states: Tensor, canvas: Tensor, n_text: Tensor, read: Any, **options: Any) -> Any:
+        logits.append(read(states).detach())
+        return loss(states, canvas, n_text, read, **options)
 
     monkeypatch.setattr(objective, "diffusion_loss", spy)
     return logits

@@ -26,7 +26,7 @@ from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
 
 from .judging import listening, named_error_rates
-from .losses import ctc_loss
+from .losses import ctc_loss, states_per_chunk
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
 from .trainer import StageTrainer, load_trainable_state
@@ -133,7 +133,13 @@ class AcousticModel(nn.Module):
         if self.options.ctc_weight:
             states, n_states = self.piece_states(frames, n_frames)
             outputs["ctc"], infeasible = ctc_loss(
-                states, n_states, targets, n_targets, self.piece_head, blank=self.options.blank_token_id
+                states,
+                n_states,
+                targets,
+                n_targets,
+                self.piece_head,
+                blank=self.options.blank_token_id,
+                chunk=states_per_chunk(self.piece_head.out_features),
             )
             outputs["infeasible"] = infeasible.float().mean()
             outputs["loss"] = outputs["loss"] + self.options.ctc_weight * outputs["ctc"]

@@ -30,7 +30,7 @@ from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 
 from .judging import error_rates, listening
-from .losses import ctc_loss
+from .losses import ctc_loss, states_per_chunk
 from .objective import ObjectiveOptions, denoising_losses
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
@@ -153,7 +153,13 @@ class AdapterModel(nn.Module):
         if self.options.ctc_weight:
             states, blank = self.model.ctc_tap(tokens), self.model.config.blank_token_id
             outputs["ctc"], infeasible = ctc_loss(
-                states, n_audio, text, n_text, self.model.read_ctc_states, blank=blank
+                states,
+                n_audio,
+                text,
+                n_text,
+                self.model.read_ctc_states,
+                blank=blank,
+                chunk=states_per_chunk(self.model.config.vocab_size),
             )
             outputs["infeasible"] = infeasible.float().mean()
             loss = loss + self.options.ctc_weight * outputs["ctc"]

@@ -1,5 +1,8 @@
 """The three losses and the noise level, each a small function of logits or states.
 
+With 262,144 tokens, logits are most of the memory of training: each loss takes states and the output layer,
+and reads them in chunks that are made again in backward.
+
 Shapes: B clips, A audio tokens, C canvas length, U transcript length, D width, V vocabulary.
 """
 
@@ -14,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from canvas_asr.encoder import length_mask
 
 MIN_NOISE = 0.001
+MAX_LOGITS = 1 << 28  # held at a time: 1 GiB in float32, 1,024 states of 262,144 classes
 
 
 def sample_noise_levels(n_clips: int, generator: torch.Generator | None = None) -> Tensor:
@@ -21,36 +25,88 @@ def sample_noise_levels(n_clips: int, generator: torch.Generator | None = None) 
     return MIN_NOISE + (1.0 - MIN_NOISE) * torch.rand(n_clips, generator=generator)
 
 
-def diffusion_loss(logits: Tensor, canvas: Tensor, n_text: Tensor, *, tail_weight: float = 1.0) -> Tensor:
+def states_per_chunk(n_classes: int) -> int:
+    """How many states are read at a time, so that at most ``MAX_LOGITS`` logits exist."""
+    return max(1, MAX_LOGITS // n_classes)
+
+
+def _in_chunks(
+    function: Callable[..., tuple[Tensor, ...]], chunk: int, *tensors: Tensor
+) -> tuple[Tensor, ...]:
+    """Apply a function to rows of tensors, a chunk at a time; several chunks are made again in backward."""
+    if len(tensors[0]) <= chunk:
+        return function(*tensors)
+    parts = [
+        checkpoint(function, *(tensor[i : i + chunk] for tensor in tensors), use_reentrant=False)
+        for i in range(0, len(tensors[0]), chunk)
+    ]
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+
+def _token_losses(
+    states: Tensor, targets: Tensor, read: Callable[[Tensor], Tensor], chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each state's target, (N,) float32, and whether it is the likeliest, (N,) bool."""
+
+    def part(some: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        logits = read(some).float()
+        losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+        return losses, logits.argmax(dim=-1) == wanted
+
+    losses, right = _in_chunks(part, chunk, states.flatten(0, 1), targets.flatten())
+    return losses, right
+
+
+def diffusion_loss(
+    states: Tensor,
+    canvas: Tensor,
+    n_text: Tensor,
+    read: Callable[[Tensor], Tensor],
+    *,
+    tail_weight: float = 1.0,
+    chunk: int = 4096,
+) -> tuple[Tensor, Tensor]:
     """Flat cross-entropy of the clean canvas at every position, with no weight by noise level.
 
     Args:
-        logits: Decoder predictions, (B, C, V).
+        states: Of the decoder, as the output layer takes them, (B, C, D).
         canvas: Clean canvas, (B, C) int64: text, then end tokens.
         n_text: Positions of each canvas before the tail, its first end token included, (B,) int64.
+        read: The output layer, (N, D) to logits (N, V).
         tail_weight: Weight of the positions after ``n_text``; 1 is the backbone authors' objective.
+        chunk: States read at a time; of more than that, no logits are kept for backward.
 
     Returns:
-        Weighted mean over all positions, float32 scalar.
+        Weighted mean over all positions, float32 scalar; and where the likeliest token is the right one,
+        (B, C) bool.
     """
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), canvas.flatten(), reduction="none")
+    losses, right = _token_losses(states, canvas, read, chunk)
     weights = length_mask(n_text, canvas.shape[1]).to(losses.dtype)
     weights = (weights + tail_weight * (1.0 - weights)).flatten()
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum(), right.view(canvas.shape)
 
 
-def autoregressive_loss(logits: Tensor, targets: Tensor, n_targets: Tensor) -> Tensor:
+def autoregressive_loss(
+    states: Tensor,
+    targets: Tensor,
+    n_targets: Tensor,
+    read: Callable[[Tensor], Tensor],
+    *,
+    chunk: int = 4096,
+) -> Tensor:
     """Next-token cross-entropy of the transcript on the backbone's causal side.
 
     Args:
-        logits: (B, U, V); row i of a clip predicts its target i.
+        states: (B, U, D); row i of a clip predicts its target i.
         targets: (B, U) int64, right-padded, the end token included.
         n_targets: Valid targets of each clip, (B,) int64.
+        read: The output layer, (N, D) to logits (N, V).
+        chunk: See :func:`diffusion_loss`.
 
     Returns:
         Mean over valid targets, float32 scalar.
     """
-    losses = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    losses, _ = _token_losses(states, targets, read, chunk)
     valid = length_mask(n_targets, targets.shape[1]).flatten()
     return losses[valid].sum() / valid.sum().clamp(min=1)
 
@@ -75,7 +131,7 @@ def ctc_loss(
 
     ``torch.nn.functional.ctc_loss`` sees only the columns that matter: blank, the clip's own target ids, and
     one column with the log-mass of every other id. Without that last column the value is right and the
-    gradient wrong, since it assumes normalised rows. Logits are made in recomputed chunks of states.
+    gradient wrong, since it assumes normalised rows.
 
     Args:
         states: States of the output layer, (B, A, D).
@@ -84,7 +140,7 @@ def ctc_loss(
         n_targets: Valid targets of each clip, (B,) int64.
         read: The output layer, (N, D) to logits (N, V).
         blank: Id of the blank.
-        chunk: States per chunk.
+        chunk: See :func:`diffusion_loss`.
 
     Returns:
         Mean over clips of the loss per target token (per state where the target is empty), float32 scalar;
@@ -100,17 +156,13 @@ def ctc_loss(
     columns = nn.functional.pad(targets, (1, 0), value=blank)
     classes = first + 1
 
-    def gather(part: Tensor, part_columns: Tensor) -> Tensor:
+    def gather(part: Tensor, part_columns: Tensor) -> tuple[Tensor]:
         logits = read(part).float()
-        return torch.gather(logits, 1, part_columns) - logits.logsumexp(dim=1, keepdim=True)
+        return (torch.gather(logits, 1, part_columns) - logits.logsumexp(dim=1, keepdim=True),)
 
     flat = states.reshape(n_clips * n_positions, -1)
     flat_columns = columns.repeat_interleave(n_positions, dim=0)
-    parts = [
-        checkpoint(gather, flat[i : i + chunk], flat_columns[i : i + chunk], use_reentrant=False)
-        for i in range(0, len(flat), chunk)
-    ]
-    log_probs = torch.cat(parts).reshape(n_clips, n_positions, -1)
+    log_probs = _in_chunks(gather, chunk, flat, flat_columns)[0].reshape(n_clips, n_positions, -1)
     unused = nn.functional.pad(~distinct, (1, 0))
     log_probs = log_probs.masked_fill(unused[:, None, :], -1e4)
     mass = log_probs.logsumexp(dim=2, keepdim=True).clamp(max=-1e-6)

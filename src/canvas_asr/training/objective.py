@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,10 +17,11 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from canvas_asr.backbone import crop_cache, denoise, encode_prefix, output_logits, select_cache, soft_embed
 from canvas_asr.configuration import text_config
+from canvas_asr.encoder import length_mask
 from canvas_asr.errors import RecipeError
 
 from .corruption import KINDS, Corruption, CorruptionOptions
-from .losses import autoregressive_loss, diffusion_loss, sample_noise_levels
+from .losses import autoregressive_loss, diffusion_loss, sample_noise_levels, states_per_chunk
 
 
 @dataclass(frozen=True)
@@ -113,20 +115,25 @@ def denoising_losses(
     soft = None
     if len(first):
         with torch.no_grad():
-            logits = output_logits(
+            guess, signal = _guess(
                 backbone, denoise(backbone, noisy[first], select_cache(cache, first), n_prompt[first])
             )
-            signal = soft_embed(backbone, logits)
             soft = torch.zeros(*canvas.shape, prompt.shape[-1], dtype=signal.dtype, device=canvas.device)
             soft[first] = signal * conditioned[first][:, None, None]
             predicted = noisy.clone()
-            predicted[first] = logits.argmax(-1)
+            predicted[first] = guess
             renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)))
             noisy = torch.where(own[:, None], renoised, noisy)
-    logits = output_logits(backbone, denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft))
-    outputs["diffusion"] = diffusion_loss(logits, canvas, n_targets, tail_weight=options.tail_weight)
-    text = torch.arange(canvas.shape[1], device=canvas.device)[None, :] < n_targets[:, None]
-    outputs["accuracy"] = (logits.argmax(-1) == canvas)[text].float().mean()
+    hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft)
+    outputs["diffusion"], right = diffusion_loss(
+        hidden,
+        canvas,
+        n_targets,
+        partial(output_logits, backbone),
+        tail_weight=options.tail_weight,
+        chunk=_chunk(backbone),
+    )
+    outputs["accuracy"] = right[length_mask(n_targets, canvas.shape[1])].float().mean()
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
     return outputs
 
@@ -144,8 +151,28 @@ def _read_transcript(
     steps = torch.arange(targets.shape[1], device=prompt.device)
     positions = (n_prompt[:, None] - 1 + steps[None, :]).clamp(max=hidden.shape[1] - 1)
     rows = torch.arange(len(prompt), device=prompt.device)
-    logits = output_logits(backbone, hidden[rows[:, None], positions])
-    return autoregressive_loss(logits, targets, n_targets), crop_cache(cache, prompt.shape[1])
+    loss = autoregressive_loss(
+        hidden[rows[:, None], positions],
+        targets,
+        n_targets,
+        partial(output_logits, backbone),
+        chunk=_chunk(backbone),
+    )
+    return loss, crop_cache(cache, prompt.shape[1])
+
+
+def _guess(backbone: DiffusionGemmaForBlockDiffusion, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Likeliest tokens of decoder states (B, C, D), and the self-conditioning signal that they give."""
+    tokens, signals = [], []
+    for states in hidden.flatten(0, 1).split(_chunk(backbone)):
+        logits = output_logits(backbone, states)
+        tokens.append(logits.argmax(dim=-1))
+        signals.append(soft_embed(backbone, logits))
+    return torch.cat(tokens).view(hidden.shape[:2]), torch.cat(signals).view(hidden.shape)
+
+
+def _chunk(backbone: DiffusionGemmaForBlockDiffusion) -> int:
+    return states_per_chunk(text_config(backbone.config).vocab_size)
 
 
 def _eos(backbone: DiffusionGemmaForBlockDiffusion) -> int:
