@@ -74,9 +74,8 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOME_OF[name] in ("configuration", "modeling", "processing"):
-        # Registers all three with transformers; refuses, in a sentence, one without DiffusionGemma.
-        importlib.import_module(".checkpoint", __name__)
+    if _HOME_OF[name] in ("configuration", "processing"):
+        importlib.import_module(".modeling", __name__)  # registers them with transformers
     value = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -265,22 +265,18 @@ def load_checkpoint(
     processor = load_processor(folder, config)
     path = folder / ADAPTER_NAME
     state = read_adapter(path, config)
-    model = build_model(
-        config,
-        state,
-        path,
-        find_part(backbone or config.backbone, None if backbone else config.backbone_revision, folder),
-        find_part(
-            audio_encoder or config.audio_encoder,
-            None if audio_encoder else config.audio_encoder_revision,
-            folder,
-        ),
-        options or LoadOptions(device=device, dtype=dtype),
-    )
     if backbone:
         config.backbone, config.backbone_revision = backbone, None
     if audio_encoder:
         config.audio_encoder, config.audio_encoder_revision = audio_encoder, None
+    model = build_model(
+        config,
+        state,
+        path,
+        find_part(config.backbone, config.backbone_revision, None if backbone else folder),
+        find_part(config.audio_encoder, config.audio_encoder_revision, None if audio_encoder else folder),
+        options or LoadOptions(device=device, dtype=dtype),
+    )
     model.processor = processor
     return model, processor
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .backbone import build_backbone, denoise, encode_prefix, inject_lora, output_logits
 from .configuration import CanvasASRConfig
 from .encoder import encode_audio
@@ -27,6 +28,7 @@ from .projector import AudioProjector, CTCTap
 from .registration import register
 
 if TYPE_CHECKING:
+    from transformers import DiffusionGemmaForBlockDiffusion
     from transformers.generation.streamers import BaseStreamer
 
 

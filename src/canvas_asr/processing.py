@@ -230,21 +230,25 @@ class CanvasASRProcessor(ProcessorMixin):
         return self._decode(ids).strip()
 
 
-def load_tokenizer(source: str | Path, config: CanvasASRConfig, **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str | Path, config: CanvasASRConfig, *, own_config: Any = None, **access: Any
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer whose ids the backbone has.
 
     Args:
         source: Folder or hub name.
         config: Of the model.
-        options: Further ones of ``from_pretrained``.
+        own_config: Of the model whose tokenizer it is; None: ``config``.
+        access: To the hub, as ``from_pretrained`` takes it.
 
     Raises:
         ValueError: If it has more tokens than the backbone, or none that ends a text.
     """
-    # Given a configuration, transformers does not guess at one from config.json.
-    options = {"config": config, **options}
     with quietly():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), **options)
+        # Given a configuration, transformers does not guess at one from config.json.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(source), config=own_config or config, **access
+        )
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the backbone {config.vocab_size}")
     if tokenizer.eos_token_id is None:
@@ -295,7 +299,7 @@ def processor_of_parts(
     part = backbone
     try:
         tokenizer = load_tokenizer(
-            part.source, config, **{**access.options(part.revision), "config": config.backbone_config}
+            part.source, config, own_config=config.backbone_config, **access.options(part.revision)
         )
         part = encoder
         extractor = WhisperFeatureExtractor.from_pretrained(part.source, **access.options(part.revision))

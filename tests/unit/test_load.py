@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging as python_logging
+import socket
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,39 @@ def test_a_name_of_the_hub_brings_its_parts(
     (encoder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=rf"^{ENCODER}: "):
         load(ADAPTER, device="cpu", revision="v2")
+
+
+def test_with_local_files_only_no_address_is_looked_up(
+    trained: CanvasASRModel,
+    parts: dict[str, Path],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the environment's HF_HUB_OFFLINE, under which the other tests run."""
+    looked_up = []
+
+    def refuse(host: Any, *_: Any, **__: Any) -> Any:
+        looked_up.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    trained.save_pretrained(tmp_path / "adapter")
+    put_in_cache(cache, ADAPTER, tmp_path / "adapter")
+    (tmp_path / "released").mkdir()
+    torch.save(adapter_state(trained), tmp_path / "released" / "adapter.pt")
+    put_in_cache(cache, "someone/released", tmp_path / "released")
+    for name in (BACKBONE, ENCODER):
+        put_in_cache(cache, name, parts[name])
+    assert same_transcript(load(ADAPTER, device="cpu", local_files_only=True), trained)
+    load("someone/released", device="cpu", local_files_only=True, backbone=BACKBONE, audio_encoder=ENCODER)
+    with pytest.raises(CheckpointError, match=r"`hf download no/model` "):
+        load("no/model", local_files_only=True)
+    assert looked_up == []
+    with pytest.raises(CheckpointError, match=r"`hf download no/model` "):
+        load("no/model")  # which does try
+    assert "huggingface.co" in looked_up
 
 
 def test_parts_may_be_replaced_by_others(
