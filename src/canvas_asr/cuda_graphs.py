@@ -44,7 +44,7 @@ class Recording(Generic[Output]):
         if device.type != "cuda":
             return
         # Libraries make their workspaces and choose kernels in the first calls, off the recording stream.
-        side = torch.cuda.Stream(device)
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(2):
