@@ -128,6 +128,14 @@ def test_an_adapter_that_hears_nothing_is_found_out(processor: CanvasASRProcesso
     assert not score.listens
 
 
+def test_an_untrained_adapter_does_not_listen_whatever_the_lengths(processor: CanvasASRProcessor) -> None:
+    model = small_model(**PLAIN)
+    clips = [(tones(0.6, 1), "Guten Tag, mein Freund."), (tones(1.5, 2), "Ja.")]
+    (score,) = probe(model, processor, clips, [Candidate.of(model.config)])
+    assert not score.listens
+    assert score.own.ctc == pytest.approx(score.other.ctc, abs=0.3)
+
+
 def test_audio_too_short_for_its_text_counts_no_ctc(
     fitted: CanvasASRModel, processor: CanvasASRProcessor
 ) -> None:
@@ -187,5 +195,5 @@ def test_the_table_shows_losses_and_settings() -> None:
             Score(replace(named, prompt_prefix="x"), Losses(float("nan"), 2.0), Losses(9.0, 3.0)),
         ]
     ).splitlines()
-    assert lines[1].split() == "3.750 1.250 2.500 4.000 3.000 +3.250 32 gelu none bare".split()
+    assert lines[1].split() == "3.750 1.250 2.500 4.000 3.000 +0.500 32 gelu none bare".split()
     assert lines[2].split() == "2.000 nan 2.000 9.000 3.000 +1.000 32 gelu none as given".split()

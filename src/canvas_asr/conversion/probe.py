@@ -78,7 +78,7 @@ class Score:
     Attributes:
         candidate: The settings.
         own: Losses with each clip's own audio.
-        other: Losses with another clip's audio, or noise.
+        other: Losses with another clip's audio, cut or repeated to the same length, or with noise.
     """
 
     candidate: Candidate
@@ -92,9 +92,8 @@ class Score:
 
     @property
     def gain(self) -> float:
-        """By how much own audio is better than other audio."""
-        ctc = self.other.ctc - self.own.ctc
-        return self.other.diffusion - self.own.diffusion + (0.0 if math.isnan(ctc) else ctc)
+        """By how much own audio is better than other audio for the decoder, which all settings reach."""
+        return self.other.diffusion - self.own.diffusion
 
     @property
     def listens(self) -> bool:
@@ -164,7 +163,10 @@ def probe(
     if not clips:
         raise OptionError("the probe needs a clip and its text.")
     own = [samples for samples, _ in clips]
-    other = [*own[1:], own[0]] if len(own) > 1 else [_noise_like(own[0])]
+    # As long as the own audio: CTC costs more the longer the audio is, whatever it says.
+    other = [np.resize(next_, len(one)) for one, next_ in zip(own, [*own[1:], own[0]], strict=True)]
+    if len(own) == 1:
+        other = [_noise_like(own[0])]
     texts = [text for _, text in clips]
     before = Candidate.of(model.config)
     scores = []
