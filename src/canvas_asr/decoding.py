@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from .backbone import fuse_norms
+from .cuda_graphs import GraphedBackbone
 from .errors import OptionError
 from .modeling import CanvasASRModel
 from .processing import CanvasASRProcessor, pad_ids
-from .sampler import SamplerConfig, Vocabulary, sample
+from .sampler import SamplerConfig, Vocabulary, read_pass, sample
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,16 @@ def text_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, tags: Sequenc
 class CanvasDecoder:
     """Decodes batches of features with one model."""
 
-    def __init__(self, model: CanvasASRModel, processor: CanvasASRProcessor) -> None:
+    def __init__(
+        self, model: CanvasASRModel, processor: CanvasASRProcessor, *, cuda_graphs: bool = False
+    ) -> None:
         """Look up the ids that decoding needs.
 
         Args:
             model: In evaluation mode.
             processor: Of the same checkpoint.
+            cuda_graphs: Whether prefix and passes are recorded once a shape and replayed, with norms as one
+                kernel: faster on a GPU where a few shapes recur, slower where every batch has its own.
         """
         self.model = model
         self.processor = processor
@@ -118,6 +124,10 @@ class CanvasDecoder:
         self.vocabulary = text_vocabulary(
             processor.tokenizer, config.vocab_size, tuple(self.languages.values())
         )
+        self.graphs: GraphedBackbone | None = None
+        if cuda_graphs:
+            fuse_norms(model.backbone)
+            self.graphs = GraphedBackbone(model.backbone, self.vocabulary)
 
     @torch.no_grad()
     def __call__(
@@ -162,19 +172,17 @@ class CanvasDecoder:
         )
         tag = None if language is None else self.languages.get(language)
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
-        ctc = self.model.ctc_logits(tokens).float()
+        ctc = self.model.ctc_logits(tokens)
         readings = greedy_ctc(ctc, n_audio, config.blank_token_id)
         if on_draft is not None:
             on_draft(readings)
         if options is None:
-            confidences = ctc_confidences(ctc, n_audio, config.blank_token_id)
+            confidences = ctc_confidences(ctc.float(), n_audio, config.blank_token_id)
             return [
                 Decoded(ids, sure, language or "", float(bool(language)), ids, 0, False)
                 for ids, sure in zip(readings, confidences, strict=True)
             ]
-        prompts, n_prompt = pad_ids(self.processor.prompt_ids(config, n_audio.tolist()), 0)
-        prompts, n_prompt = prompts.to(mel.device), n_prompt.to(mel.device)
-        _, prefix = self.model.encode_prefix(self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id))
+        prefix, n_prompt = self._prefix(tokens, n_audio)
         output = sample(
             self.model.backbone,
             prefix,
@@ -185,6 +193,7 @@ class CanvasDecoder:
             tags=[tag] * len(mel),
             drafts=readings if drafts is None else drafts,
             on_pass=on_pass,
+            run_pass=self.graphs.read_pass if self.graphs else read_pass,
         )
         return [
             self._result(ids, confidence, tags, draft, output.passes, language)
@@ -196,6 +205,14 @@ class CanvasDecoder:
                 strict=True,
             )
         ]
+
+    def _prefix(self, tokens: Tensor, n_audio: Tensor) -> tuple[DynamicCache, Tensor]:
+        """Cache of the prompts around audio tokens (B, A, D), and their lengths (B,)."""
+        rows = self.processor.prompt_ids(self.config, n_audio.tolist())
+        prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
+        encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
+        embeds = self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id)
+        return encode_prefix(embeds)[1], n_prompt
 
     def options(
         self, *, steps: int, init: str, canvas_length: int | None, seed: int, language: str | None

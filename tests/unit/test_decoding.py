@@ -256,3 +256,19 @@ def test_a_bad_option_is_named(
 ) -> None:
     with pytest.raises(OptionError, match=message):
         decoder(*features, clip_keys=range(4), **options)
+
+
+def test_with_recorded_passes_the_tokens_are_the_same(
+    processor: CanvasASRProcessor, features: tuple[Tensor, Tensor]
+) -> None:
+    """On a CPU nothing is recorded, but the same fixed inputs, padding and fused norms are used."""
+    plain = CanvasDecoder(small_model(), processor)
+    recorded = CanvasDecoder(small_model(), processor, cuda_graphs=True)
+    assert plain.graphs is None
+    for init, steps in (("noise", 3), ("draft", 1)):
+        expected, found = (
+            decoder(*features, clip_keys=range(len(features[1])), steps=steps, init=init, canvas_length=16)
+            for decoder in (plain, recorded)
+        )
+        assert [one.ids for one in found] == [one.ids for one in expected]
+        assert any(one.ids for one in expected)
