@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .backbone import fuse_norms
 from .cuda_graphs import GraphedBackbone
 from .errors import OptionError
