@@ -309,17 +309,23 @@ def build_model(
     encoder_config = read_part_config(WhisperConfig, encoder, options.access)
     check_fit(config, backbone, backbone_config, encoder, encoder_config)
     frozen, audio_encoder = load_frozen(backbone, encoder, backbone_config, options)
+    device_map = getattr(frozen, "hf_device_map", None)
+    if device_map is not None and "disk" in device_map.values():
+        raise CheckpointError(
+            f"{backbone.source}: device_map leaves some of it on disk, where weights that both sides of it "
+            "share cannot be; give a quantised checkpoint as backbone=, or more memory."
+        )
     model = CanvasASRModel(config, backbone=frozen, audio_encoder=audio_encoder)
     _ready_adapter(model, compute_dtype(frozen))
     apply_adapter(model, state, origin)
-    device_map = getattr(frozen, "hf_device_map", None)
     if device_map is None:
         model.to(options.device)  # type: ignore[arg-type]
     else:
         # What accelerate or a quantiser has placed stays there; the rest joins its first layer.
-        place = frozen.get_input_embeddings().weight.device
-        for part in (model.audio_encoder, model.projector, model.ctc_tap):
-            part.to(place)
+        embeddings: Any = frozen.get_input_embeddings()
+        parts: list[torch.nn.Module] = [model.audio_encoder, model.projector, model.ctc_tap]
+        for part in parts:
+            part.to(embeddings.weight.device)
         if len(set(device_map.values())) > 1:
             model.hf_device_map = device_map
     model.eval()  # type: ignore[no-untyped-call]
@@ -337,7 +343,7 @@ def _ready_adapter(model: CanvasASRModel, dtype: torch.dtype) -> None:
     model.ctc_tap.to(dtype)
     for module in model.backbone.modules():
         if isinstance(module, LoraLayer):
-            base = module.get_base_layer()
+            base: Any = module.get_base_layer()
             for linear in [*module.lora_A.values(), *module.lora_B.values()]:
                 if linear.weight.is_meta:
                     linear.to_empty(device=base._hf_hook.execution_device)

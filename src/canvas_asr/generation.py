@@ -28,7 +28,7 @@ class CanvasStreamer(BaseStreamer):
         Args:
             tokenizer: Of the checkpoint, or its processor.
         """
-        self.tokenizer: PreTrainedTokenizerBase = getattr(tokenizer, "tokenizer", tokenizer)
+        self.tokenizer = tokenizer.tokenizer if isinstance(tokenizer, CanvasASRProcessor) else tokenizer
         self.n_seen = 0
 
     def put(self, value: Tensor) -> None:

@@ -52,7 +52,7 @@ class CanvasASRModel(PreTrainedModel):
     config: CanvasASRConfig
     config_class = CanvasASRConfig
     main_input_name = "input_features"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     _supports_sdpa = True
     # transformers declares it, a class's constant, as an instance's variable.
     _no_split_modules: ClassVar[list[str]] = [  # type: ignore[misc]

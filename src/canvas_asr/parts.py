@@ -216,15 +216,16 @@ def load_part(kind: Any, part: Part, options: LoadOptions, **arguments: Any) -> 
 
 def compute_dtype(backbone: DiffusionGemmaForBlockDiffusion) -> torch.dtype:
     """Give the precision that a backbone computes in: that of its embeddings, which no method quantises."""
-    found: torch.dtype = backbone.get_input_embeddings().weight.dtype
+    embeddings: Any = backbone.get_input_embeddings()
+    found: torch.dtype = embeddings.weight.dtype
     return found if found in COMPUTE_DTYPES else torch.bfloat16
 
 
 # Room on the GPU
 
 _ADVICE = (
-    "give a quantised checkpoint as backbone= (FP8, experts included), or device_map='auto', which spreads "
-    "it over several GPUs and the memory beside them"
+    "give a quantised checkpoint as backbone= (FP8, experts included), or device_map='auto', which uses "
+    "several GPUs"
 )
 
 

@@ -38,11 +38,11 @@ class CanvasASRPipeline(Pipeline):
     """Audio to ``{"text": ..., "language": ...}``."""
 
     # Nothing is loaded for it: a loaded model has its processor.
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -79,12 +79,13 @@ class CanvasASRPipeline(Pipeline):
         )
         self.transcriber = Transcriber(model, processor)
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Transcribe.
 
         Args:
             inputs: A path; the bytes of a file; 16 kHz samples; ``(samples, rate)``; a dictionary with
                 ``raw`` or ``array`` and ``sampling_rate``; a list, generator or dataset of them.
+            args: None; a warning names those that are given.
             kwargs: ``batch_size``, ``num_workers``, and ``generate_kwargs`` with ``num_steps``, ``init``,
                 ``canvas_length``, ``language`` and ``seed``, which may also stand here themselves.
 
@@ -98,7 +99,7 @@ class CanvasASRPipeline(Pipeline):
         """
         if isinstance(inputs, list) and not inputs:
             return []
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _sanitize_parameters(
         self,

@@ -116,7 +116,7 @@ class CanvasASRProcessor(ProcessorMixin):
         )
         return load_processor(folder, load_configuration(folder))
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Write tokenizer and feature extractor, each to the files that a checkpoint has them in.
@@ -131,7 +131,7 @@ class CanvasASRProcessor(ProcessorMixin):
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, audio: Any, sampling_rate: int | None = None, return_tensors: str = "pt"
     ) -> BatchFeature:
         """Turn audio into what ``generate`` takes.

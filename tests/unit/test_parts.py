@@ -13,6 +13,7 @@ from torch import nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from canvas_asr import checkpoint
 from canvas_asr.backbone import build_backbone
 from canvas_asr.checkpoint import adapter_parameters, build_model
 from canvas_asr.errors import CheckpointError
@@ -184,22 +185,34 @@ def test_arguments_reach_the_part_that_they_are_for(
     assert set(rotary.values()) == {torch.float32}
 
 
-def test_lora_beside_fp8_weights_has_the_precision_of_the_embeddings(tmp_path: Path) -> None:
+@pytest.fixture
+def backbone(monkeypatch: pytest.MonkeyPatch) -> DiffusionGemmaForBlockDiffusion:
+    """Is what loading gives, whatever is asked for."""
+    loaded = build_backbone(DiffusionGemmaConfig(**BACKBONE))
+    encoder = WhisperEncoder(small_model().config.audio_encoder_config)
+    monkeypatch.setattr(checkpoint, "load_frozen", lambda *_: (loaded, encoder))
+    monkeypatch.setattr(checkpoint, "read_part_config", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "check_fit", lambda *_: None)
+    return loaded
+
+
+def test_lora_beside_fp8_weights_has_the_precision_of_the_embeddings(
+    backbone: DiffusionGemmaForBlockDiffusion, tmp_path: Path
+) -> None:
     model = small_model()
     state = {name: p.detach().clone() for name, p in adapter_parameters(model).items()}
-    backbone = build_backbone(DiffusionGemmaConfig(**BACKBONE))
     for name, parameter in backbone.named_parameters():
         if "self_attn" in name and name.endswith("_proj.weight"):
             parameter.data = parameter.data.to(torch.float8_e4m3fn)
-    encoder = WhisperEncoder(model.config.audio_encoder_config)
-    import canvas_asr.checkpoint as checkpoint
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "load_frozen", lambda *_: (backbone, encoder))
-        patch.setattr(checkpoint, "read_part_config", lambda *_: None)
-        patch.setattr(checkpoint, "check_fit", lambda *_: None)
-        part = Part(str(tmp_path))
-        loaded = build_model(model.config, state, tmp_path, part, part, LoadOptions())
+    part = Part(str(tmp_path))
+    loaded = build_model(model.config, state, tmp_path, part, part, LoadOptions())
     for name, parameter in adapter_parameters(loaded).items():
         assert parameter.dtype == torch.float32
         assert torch.equal(parameter, state[name])
+
+
+def test_weights_on_disk_are_refused(backbone: DiffusionGemmaForBlockDiffusion, tmp_path: Path) -> None:
+    backbone.hf_device_map = {"model.decoder": "cpu", "model.encoder": "disk"}
+    part = Part("some/backbone")
+    with pytest.raises(CheckpointError, match="some/backbone: device_map leaves some of it on disk"):
+        build_model(small_model().config, {}, tmp_path, part, part, LoadOptions())

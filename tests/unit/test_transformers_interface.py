@@ -107,7 +107,8 @@ def test_the_dtype_is_that_of_the_files_unless_one_is_given(whole: Path, tmp_pat
         CanvasASRModel.from_pretrained(whole, dtype="int8")
 
 
-def test_a_wrong_argument_or_name_is_refused(whole: Path) -> None:
+def test_a_wrong_argument_or_name_is_refused(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(TypeError, match="no argument 'devise_map'"):
         CanvasASRModel.from_pretrained(whole, devise_map="auto")
     with pytest.raises(OptionError, match="attn_implementation is 'flash_attention_2'"):
