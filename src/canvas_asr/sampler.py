@@ -162,7 +162,7 @@ def read_canvas(
     n_batch, length = hidden.shape[:2]
     marked = (*vocabulary.tags, vocabulary.eos)
     pieces: list[tuple[Tensor, ...]] = []
-    for states in hidden.flatten(0, 1).split(max(1, MAX_LOGITS // vocabulary.size)):
+    for states in torch.split(hidden.flatten(0, 1), max(1, MAX_LOGITS // vocabulary.size)):
         logits = output_logits(backbone, states)  # (N, V)
         full = logits.float()
         probabilities = full.masked_fill(~vocabulary.text, -torch.inf).softmax(dim=-1)
@@ -171,7 +171,7 @@ def read_canvas(
         piece = (tokens, confidence, tag_logits, probabilities[:, vocabulary.eos].clone())
         del full, probabilities  # before the next float32 copy is made
         pieces.append((*piece, soft_embed(backbone, logits)) if wants_soft else piece)
-    joined = [torch.cat(parts).unflatten(0, (n_batch, length)) for parts in zip(*pieces, strict=True)]
+    joined = [torch.unflatten(torch.cat(parts), 0, (n_batch, length)) for parts in zip(*pieces, strict=True)]
     tokens, confidence, tag_logits, end = joined[:4]
     return CanvasReading(tokens, confidence, tag_logits[:, 0], end[:, 0], joined[4] if wants_soft else None)
 

@@ -164,7 +164,7 @@ def _read_transcript(
 def _guess(backbone: DiffusionGemmaForBlockDiffusion, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Likeliest tokens of decoder states (B, C, D), and the self-conditioning signal that they give."""
     tokens, signals = [], []
-    for states in hidden.flatten(0, 1).split(_chunk(backbone)):
+    for states in torch.split(hidden.flatten(0, 1), _chunk(backbone)):
         logits = output_logits(backbone, states)
         tokens.append(logits.argmax(dim=-1))
         signals.append(soft_embed(backbone, logits))
