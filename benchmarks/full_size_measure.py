@@ -21,7 +21,7 @@ from canvas_asr.cuda_graphs import GraphedBackbone
 from canvas_asr.decoding import greedy_ctc
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import log_mel, pad_ids
-from canvas_asr.sampler import PassRunner, SamplerConfig, SamplerOutput, read_pass, sample
+from canvas_asr.sampler import CanvasReading, SamplerConfig, SamplerOutput, read_pass, sample
 
 MODES = ("eager", "graphs")
 
@@ -32,7 +32,7 @@ class Mode:
 
     name: str
     encode: Callable[[Tensor], tuple[Tensor, DynamicCache]]
-    run_pass: PassRunner
+    run_pass: Callable[..., CanvasReading]
 
 
 class Bench:

@@ -16,7 +16,7 @@ from .cuda_graphs import GraphedBackbone
 from .errors import OptionError
 from .modeling import CanvasASRModel
 from .processing import CanvasASRProcessor, pad_ids
-from .sampler import SamplerConfig, Vocabulary, read_pass, sample
+from .sampler import SamplerConfig, SamplerOutput, Vocabulary, read_pass, sample
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,7 @@ class CanvasDecoder:
         if on_draft is not None:
             on_draft(readings)
         if options is None:
-            confidences = ctc_confidences(ctc.float(), n_audio, config.blank_token_id)
-            return [
-                Decoded(ids, sure, language or "", float(bool(language)), ids, 0, False)
-                for ids, sure in zip(readings, confidences, strict=True)
-            ]
+            return self._drafts_alone(ctc, n_audio, readings, language)
         prefix, n_prompt = self._prefix(tokens, n_audio)
         output = sample(
             self.model.backbone,
@@ -196,16 +192,7 @@ class CanvasDecoder:
             on_pass=on_pass,
             run_pass=self.graphs.read_pass if self.graphs else read_pass,
         )
-        return [
-            self._result(ids, confidence, tags, draft, output.passes, language)
-            for ids, confidence, tags, draft in zip(
-                output.canvas.tolist(),
-                output.confidence.tolist(),
-                output.tag_probabilities.tolist(),
-                readings,
-                strict=True,
-            )
-        ]
+        return self._results(output, readings, language)
 
     def _prefix(self, tokens: Tensor, n_audio: Tensor) -> tuple[DynamicCache, Tensor]:
         """Cache of the prompts around audio tokens (B, A, D), and their lengths (B,)."""
@@ -214,6 +201,16 @@ class CanvasDecoder:
         encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
         embeds = self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id)
         return encode_prefix(embeds)[1], n_prompt
+
+    def _drafts_alone(
+        self, ctc: Tensor, n_audio: Tensor, readings: list[list[int]], language: str | None
+    ) -> list[Decoded]:
+        """Greedy readings of CTC logits (B, A, V) as results of no pass."""
+        confidences = ctc_confidences(ctc.float(), n_audio, self.config.blank_token_id)
+        return [
+            Decoded(ids, sure, language or "", float(bool(language)), ids, 0, False)
+            for ids, sure in zip(readings, confidences, strict=True)
+        ]
 
     def options(
         self, *, steps: int, init: str, canvas_length: int | None, seed: int, language: str | None
@@ -250,6 +247,21 @@ class CanvasDecoder:
         start = 1 if self.languages and ids[0] != self.vocabulary.eos else 0
         end = ids.index(self.vocabulary.eos) if self.vocabulary.eos in ids else len(ids)
         return slice(start, end)
+
+    def _results(
+        self, output: SamplerOutput, readings: list[list[int]], language: str | None
+    ) -> list[Decoded]:
+        """Read denoised canvases, each beside its draft."""
+        return [
+            self._result(ids, confidence, tags, draft, output.passes, language)
+            for ids, confidence, tags, draft in zip(
+                output.canvas.tolist(),
+                output.confidence.tolist(),
+                output.tag_probabilities.tolist(),
+                readings,
+                strict=True,
+            )
+        ]
 
     def _result(
         self,

@@ -8,6 +8,7 @@ is imported when it is called.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +42,13 @@ _FOR_OTHERS = (
     "trust_remote_code",
     "use_safetensors",
 )
+
+
+def _refuse_unknown(arguments: Iterable[str], owner: str) -> None:
+    """Raise TypeError for an argument of ``from_pretrained`` that no class of ``transformers`` is given."""
+    for name in arguments:
+        if not name.startswith("_") and name not in _FOR_OTHERS:
+            raise TypeError(f"from_pretrained() of {owner} has no argument {name!r}.")
 
 
 class CanvasASRModel(PreTrainedModel):
@@ -194,9 +202,7 @@ class CanvasASRModel(PreTrainedModel):
         """
         from .loading import load_model, load_options
 
-        for name in kwargs:
-            if not name.startswith("_") and name not in _FOR_OTHERS:
-                raise TypeError(f"from_pretrained() of {cls.__name__} has no argument {name!r}.")
+        _refuse_unknown(kwargs, cls.__name__)
         options = load_options(
             dtype=kwargs.get("torch_dtype", dtype) or "auto",
             device_map=device_map,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -248,24 +247,6 @@ def _renoise(
     return torch.where(in_text & (order >= n_kept[:, None]), noise, canvas)
 
 
-class PassRunner(Protocol):
-    """Runs one pass: :func:`read_pass` itself, or a recording of it."""
-
-    def __call__(
-        self,
-        backbone: DiffusionGemmaForBlockDiffusion,
-        canvas: Tensor,
-        prefix: DynamicCache,
-        n_prompt: Tensor,
-        vocabulary: Vocabulary,
-        soft: Tensor | None,
-        *,
-        wants_soft: bool,
-    ) -> CanvasReading:
-        """See :func:`read_pass`."""
-        ...
-
-
 @torch.no_grad()
 def sample(
     backbone: DiffusionGemmaForBlockDiffusion,
@@ -278,7 +259,7 @@ def sample(
     tags: Sequence[int | None] | None = None,
     drafts: Sequence[Sequence[int]] | None = None,
     on_pass: Callable[[int, Tensor], None] | None = None,
-    run_pass: PassRunner = read_pass,
+    run_pass: Callable[..., CanvasReading] = read_pass,
 ) -> SamplerOutput:
     """Denoise one canvas per clip.
 
@@ -295,7 +276,7 @@ def sample(
         tags: Language tag of each clip where it is known.
         drafts: CTC drafts, for ``init="draft"``.
         on_pass: Called after each pass with its number from 1 and the canvas (B, C).
-        run_pass: What runs a pass.
+        run_pass: What runs a pass, with the arguments of :func:`read_pass`: itself, or a recording of it.
 
     Returns:
         The canvases after exactly ``config.steps`` passes.

@@ -307,7 +307,7 @@ def test_the_process_fails_in_one_line_and_goes_on(model: Path, tmp_path: Path) 
         encoding="utf-8",
         cwd=tmp_path,
         env=environment,
-        timeout=280,
+        timeout=120,
         check=False,
     )
     assert run.returncode == 1

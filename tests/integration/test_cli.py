@@ -148,7 +148,7 @@ def test_ctrl_c_ends_without_a_traceback(model: Path, files: list[str]) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(files[0])
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=250)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "canvas-asr: interrupted"
@@ -164,7 +164,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback(model: Path, files: list[s
         process.stdout.readline()
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(timeout=250) == 1
+        assert process.wait(timeout=60) == 1
     assert "Traceback" not in errors
     assert "Broken pipe" not in errors
 
@@ -200,7 +200,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
             capture_output=True,
             encoding="utf-8",
             env=ENVIRONMENT,
-            timeout=250,
+            timeout=60,
             check=True,
         )
         assert "canvas_asr.cli" in run.stdout

@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
         [*BUILD, "--wheel-dir", str(folder), str(ROOT)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=120,
         env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
         check=False,
     )
@@ -92,7 +92,7 @@ def test_unpacked_wheel_transcribes_from_another_folder(wheel: ZipFile, tmp_path
         [sys.executable, "-c", COMMAND, "transcribe", str(ROOT / "examples" / "en.flac")],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=120,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         check=False,

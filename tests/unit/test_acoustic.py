@@ -163,10 +163,10 @@ def test_error_rates_are_by_language(
     assert figures.pop("shuffled") > 0.8
     assert figures.pop("gap") > 0.8
     assert figures == {
-        "wer_de": 0.0,
-        "wer_en": pytest.approx(1 / len(SPEECH[0][0].split())),
-        "wer_es": 0.0,
-        "wer_fr": 0.0,
+        "cer_de": 0.0,
+        "cer_en": pytest.approx(1 / len(SPEECH[0][0])),
+        "cer_es": 0.0,
+        "cer_fr": 0.0,
         "cer_hi": 0.0,
         "cer_zh": 0.0,
         "repetition": 0.0,
@@ -212,7 +212,7 @@ def test_a_run_leaves_an_encoder_its_features_and_a_log(trained: Path) -> None:
     assert {"frame_loss", "frame_accuracy", "ctc", "infeasible"} <= set(steps[0])
     (judged,) = [line for line in lines if "eval_frame_accuracy" in line]
     assert judged["step"] == 4
-    assert {"eval_wer_en", "eval_wer_de", "eval_gap", "eval_repetition"} <= set(judged)
+    assert {"eval_cer_en", "eval_cer_de", "eval_cer_fr", "eval_gap", "eval_repetition"} <= set(judged)
 
 
 def test_a_run_can_start_from_an_earlier_one(trained: Path, manifest: Path, tmp_path: Path) -> None:

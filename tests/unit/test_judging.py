@@ -18,9 +18,10 @@ def test_words_are_counted_but_for_hindi_and_chinese() -> None:
 
 
 def test_shuffled_readings_are_the_next_clips() -> None:
-    assert shuffled(READINGS) == {
-        "zh": [("我们学习", "好"), ("好", "the dog sat")],
-        "en": [("the cat sat", "go on"), ("go on", "我们学")],
+    assert shuffled({**READINGS, "de": [("ja", "ja doch")]}) == {
+        "zh": [("我们学习", "好"), ("好", "我们学")],
+        "en": [("the cat sat", "go on"), ("go on", "the dog sat")],
+        "de": [("ja", "我们学")],  # a language with one clip borrows from the next
     }
 
 

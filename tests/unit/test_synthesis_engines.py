@@ -110,10 +110,10 @@ def test_a_forked_child_says_the_same() -> None:
     queue: multiprocessing.Queue[tuple[int, list[str]]] = context.Queue()
     child = context.Process(target=_say_in_child, args=(queue,))
     child.start()
-    n_samples, symbols = queue.get(timeout=120)
+    n_samples, symbols = queue.get(timeout=30)
     assert symbols == [symbol for _, symbol in here.phonemes]
     assert n_samples == pytest.approx(len(here.samples), rel=0.1)
-    child.join(timeout=120)
+    child.join(timeout=30)
     assert child.exitcode == 0
 
 

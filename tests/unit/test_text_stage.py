@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,15 @@ def test_errors_are_counted_by_word_or_by_character(reader: Reader) -> None:
     figures = judge(NoEmbedding(), reader.tokenizer, DEV)
     assert figures["wer_en"] == pytest.approx(2 / 9)
     assert figures["cer_zh"] == pytest.approx(1 / 12)
+
+
+def test_shuffled_prompts_are_those_of_the_next_sentence(reader: Reader) -> None:
+    figures = judge(NoEmbedding(), reader.tokenizer, DEV)
+    # 4, 2 and 3 words, of which none is in its place: 4 + 3 + 4 edits over 9 words.
+    chinese = jiwer.cer(DEV["zh"], DEV["zh"][::-1])
+    assert chinese > 0.8
+    assert figures["shuffled"] == pytest.approx((11 / 9 + chinese) / 2)
+    assert figures["gap"] == figures["shuffled"]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import wave
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -204,6 +204,28 @@ class _Folder:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def _keep(
+    records: Iterable[dict[str, Any]], folder: _Folder, summary: ManifestSummary, full: Callable[[], bool]
+) -> None:
+    """Write and count records until the manifest is full; clips made ahead of the limit are deleted.
+
+    Raises:
+        DataError: If too many sentences in a row cannot be said; they may be drawn without end.
+    """
+    n_in_vain = 0
+    for record in records:
+        n_in_vain = 0 if "audio" in record else n_in_vain + 1
+        if n_in_vain == MAX_IN_VAIN:
+            raise DataError(
+                f"{folder.path}: the last {MAX_IN_VAIN} sentences could not be said; see {SKIPPED}"
+            )
+        if not full():
+            folder.append(record)
+            summary.count(record)
+        elif "audio" in record:
+            (folder.path / record["audio"]).unlink()
+
+
 def write_manifest(
     out_dir: str | os.PathLike[str],
     sentences: Iterable[tuple[str, str]],
@@ -259,18 +281,7 @@ def write_manifest(
         while not full() and (block := tuple(itertools.islice(waiting, chunk))):
             yield _Job(str(folder.path), options, block)
 
-    n_in_vain = 0
-    for record in itertools.chain.from_iterable(_results(jobs(), n_workers)):
-        n_in_vain = 0 if "audio" in record else n_in_vain + 1
-        if n_in_vain == MAX_IN_VAIN:  # sentences may be drawn without end
-            raise DataError(
-                f"{folder.path}: the last {MAX_IN_VAIN} sentences could not be said; see {SKIPPED}"
-            )
-        if not full():
-            folder.append(record)
-            summary.count(record)
-        elif "audio" in record:  # made ahead of the limit
-            (folder.path / record["audio"]).unlink()
+    _keep(itertools.chain.from_iterable(_results(jobs(), n_workers)), folder, summary, full)
     summary.complete = full() or (n is None and hours is None)
     return summary
 

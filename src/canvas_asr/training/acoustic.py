@@ -20,6 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from canvas_asr.decoding import greedy_ctc
 from canvas_asr.encoder import encode_audio, length_mask
 from canvas_asr.errors import DataError, RecipeError
+from canvas_asr.languages import LANGUAGES
 from canvas_asr.manifest import Clip
 from canvas_asr.processing import pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
@@ -169,7 +170,7 @@ class AcousticCollator:
 
 
 def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> dict[str, float]:
-    """Frame accuracy and, where CTC is trained, the error rates of its greedy reading by language."""
+    """Frame accuracy and, where CTC is trained, the CER of its greedy reading by language."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     accuracies = []
     device = next(model.parameters()).device
@@ -189,7 +190,10 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
                 reading = str(collate.tokenizer.decode(ids, skip_special_tokens=True))
                 pairs[entry.language].append((entry.text, reading))
     figures = {"frame_accuracy": float(np.mean(accuracies))} if accuracies else {}
-    return {**figures, **named_error_rates(pairs), **listening(pairs)} if pairs else figures
+    if not pairs:
+        return figures
+    # By characters in every language: long before a word is right, its letters tell what was learnt.
+    return {**figures, **named_error_rates(pairs, LANGUAGES), **listening(pairs, LANGUAGES)}
 
 
 def run(recipe: Recipe) -> None:

@@ -97,7 +97,6 @@ def denoising_losses(
         drawn noise levels), float32 scalars.
     """
     outputs: dict[str, Tensor] = {}
-    rows = torch.arange(len(canvas), device=canvas.device)
     loss = prompt.new_zeros((), dtype=torch.float32)
     if options.autoregressive_weight:
         outputs["autoregressive"], cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets)
@@ -111,19 +110,11 @@ def denoising_losses(
     noisy = corruption(canvas, n_targets, levels, kinds, drafts)
     own = (kinds == KINDS.index("predictions")).to(canvas.device)
     conditioned = torch.rand(len(canvas)).to(canvas.device) < options.self_conditioning
-    first = rows[own | conditioned]
     soft = None
-    if len(first):
-        with torch.no_grad():
-            guess, signal = _guess(
-                backbone, denoise(backbone, noisy[first], select_cache(cache, first), n_prompt[first])
-            )
-            soft = torch.zeros(*canvas.shape, prompt.shape[-1], dtype=signal.dtype, device=canvas.device)
-            soft[first] = signal * conditioned[first][:, None, None]
-            predicted = noisy.clone()
-            predicted[first] = guess
-            renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)))
-            noisy = torch.where(own[:, None], renoised, noisy)
+    if bool((own | conditioned).any()):
+        predicted, soft = _earlier_pass(backbone, noisy, cache, n_prompt, own, conditioned)
+        renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)))
+        noisy = torch.where(own[:, None], renoised, noisy)
     hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft)
     outputs["diffusion"], right = diffusion_loss(
         hidden,
@@ -159,6 +150,39 @@ def _read_transcript(
         chunk=_chunk(backbone),
     )
     return loss, crop_cache(cache, prompt.shape[1])
+
+
+@torch.no_grad()
+def _earlier_pass(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    noisy: Tensor,
+    cache: DynamicCache,
+    n_prompt: Tensor,
+    own: Tensor,
+    conditioned: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Run the rows that need one through a pass of their own.
+
+    Args:
+        backbone: The backbone.
+        noisy: Canvases, (B, C) int64.
+        cache: Of the prompts.
+        n_prompt: Valid prompt positions, (B,) int64.
+        own: Rows whose canvas starts from what the pass predicts, (B,) bool.
+        conditioned: Rows whose decoder sees it as a signal, (B,) bool.
+
+    Returns:
+        Predicted canvases (B, C), those of other rows as they were; and the signal (B, C, D), zero for rows
+        that are not conditioned.
+    """
+    rows = torch.nonzero(own | conditioned)[:, 0]
+    hidden = denoise(backbone, noisy[rows], select_cache(cache, rows), n_prompt[rows])
+    guess, signal = _guess(backbone, hidden)
+    soft = signal.new_zeros(*noisy.shape, signal.shape[-1])
+    soft[rows] = signal * conditioned[rows][:, None, None]
+    predicted = noisy.clone()
+    predicted[rows] = guess
+    return predicted, soft
 
 
 def _guess(backbone: DiffusionGemmaForBlockDiffusion, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,6 +140,30 @@ def load_trainable_state(module: nn.Module, path: Path, *, partial: bool = False
     module.load_state_dict(state, strict=False)
 
 
+def _arguments(options: TrainingOptions, output_dir: Path) -> TrainingArguments:
+    """Say a recipe's options as ``Trainer`` takes them."""
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        lr_scheduler_type="constant" if options.schedule == TIMED_COSINE else options.schedule,
+        max_grad_norm=options.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=options.eval_steps,
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        logging_steps=options.log_steps,
+        seed=options.seed,
+        bf16=options.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_num_workers=options.n_workers,
+    )
+
+
 class StageTrainer(Trainer):
     """``Trainer`` for stage modules."""
 
@@ -177,29 +201,9 @@ class StageTrainer(Trainer):
         self.log_file = _LogFile(output_dir / "log.jsonl", options)
         self.options = options
         self.lr_scale_of = lr_scale_of
-        arguments = TrainingArguments(
-            output_dir=str(output_dir),
-            max_steps=options.max_steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            warmup_steps=options.warmup_steps,
-            lr_scheduler_type="constant" if options.schedule == TIMED_COSINE else options.schedule,
-            max_grad_norm=options.max_grad_norm,
-            eval_strategy="steps",
-            eval_steps=options.eval_steps,
-            save_steps=options.save_steps,
-            save_total_limit=2,
-            logging_steps=options.log_steps,
-            seed=options.seed,
-            bf16=options.bf16,
-            use_cpu=not torch.cuda.is_available(),
-            report_to=[],
-            remove_unused_columns=False,
-            dataloader_num_workers=options.n_workers,
-        )
         super().__init__(
             model=module,
-            args=arguments,
+            args=_arguments(options, output_dir),
             train_dataset=dataset,
             eval_dataset=dataset,  # Trainer asks for one; evaluation decodes its own development set
             callbacks=[self.log_file],
