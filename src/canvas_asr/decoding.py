@@ -167,14 +167,13 @@ class CanvasDecoder:
         Raises:
             OptionError: If an option is out of range or the language is unknown.
         """
-        config = self.config
         options = self.options(
             steps=steps, init=init, canvas_length=canvas_length, seed=seed, language=language
         )
         tag = None if language is None else self.languages.get(language)
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens)
-        readings = greedy_ctc(ctc, n_audio, config.blank_token_id)
+        readings = greedy_ctc(ctc, n_audio, self.config.blank_token_id)
         if on_draft is not None:
             on_draft(readings)
         if options is None:

@@ -213,14 +213,8 @@ class CanvasASRModel(PreTrainedModel):
             local_files_only=local_files_only,
             cache_dir=cache_dir,
         )
-        model, _ = load_model(
-            pretrained_model_name_or_path,
-            options,
-            backbone=backbone,
-            audio_encoder=audio_encoder,
-            config=config,
-        )
-        return model
+        source = pretrained_model_name_or_path
+        return load_model(source, options, backbone=backbone, audio_encoder=audio_encoder, config=config)[0]
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **kwargs: Any
