@@ -195,3 +195,41 @@ def test_nested_dataclasses_tuples_and_unions_are_made() -> None:
 def test_a_key_that_does_not_fit_is_named_with_its_place(mapping: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         from_mapping(Outer, mapping, "here")
+
+
+# Bases
+
+
+def test_a_recipe_says_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    write(tmp_path, {"options": {"objective": {"a": 1, "b": 2}, "train": [1], "dev": [1]}})
+    middle = {"base": "recipe.yaml", "options": {"objective": {"b": 3}, "train+": [2]}}
+    (tmp_path / "further").mkdir()
+    last = {"base": "../middle.yaml", "output_dir": "runs/y", "options": {"train+": [3], "dev": [4]}}
+    (tmp_path / "middle.yaml").write_text(yaml.safe_dump(middle), encoding="utf-8")
+    path = tmp_path / "further" / "last.yaml"
+    path.write_text(yaml.safe_dump(last), encoding="utf-8")
+    recipe = load_recipe(path, {"training.max_steps": 11})
+    assert recipe.output_dir == Path("runs/y")
+    assert recipe.options == {"objective": {"a": 1, "b": 3}, "train": [1, 2, 3], "dev": [4]}
+    assert (recipe.training.max_steps, recipe.training.batch_size) == (11, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"base": "b.yaml"}, r"c\.yaml: base 'a\.yaml' is built on this recipe itself"),
+        ({"base": "none.yaml"}, r"none\.yaml: no such recipe"),
+        ({"base": ["b.yaml"]}, r"a\.yaml: key 'base' is \['b\.yaml'\]; give the path"),
+        (
+            {"base": "recipe.yaml", "options": {"a+": [1]}},
+            r"a\.yaml: key 'a\+' adds a list to the base's 'a'",
+        ),
+        ({"base": "recipe.yaml", "option": {}}, r"a\.yaml: unknown key 'option'"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_named(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    write(tmp_path)
+    for name, lines in (("a", content), ("b", {"base": "c.yaml"}), ("c", {"base": "a.yaml"})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(lines), encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "a.yaml")

@@ -186,20 +186,12 @@ def from_mapping(cls: type[OptionsT], mapping: Mapping[str, Any], where: str) ->
     return cls(**values)
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        path: A YAML file with ``stage``, ``output_dir``, ``training`` and ``options``.
-        overrides: Values by dotted key (``training.max_steps``) that replace the file's.
-
-    Returns:
-        The recipe, ``options`` not yet read by its stage.
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Read one file of a recipe.
 
     Raises:
-        RecipeError: If the file is missing, is not YAML, or a key is unknown, missing or mistyped.
+        RecipeError: If it is missing, is not UTF-8 or YAML, or holds no keys and values.
     """
-    path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe; give the path of a YAML file.")
     try:
@@ -210,6 +202,72 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise RecipeError(f"{path}: not UTF-8 (byte {error.start}); save the recipe as UTF-8.") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected keys and values.")
+    return content
+
+
+def _merge(base: Any, changes: Any, path: Path) -> Any:
+    """Put the changes of a recipe over its base: mappings key by key, anything else whole.
+
+    Raises:
+        RecipeError: If a key with ``+``, whose list is added to the base's, has no list there.
+    """
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(key, str) and key.endswith("+"):
+            before = merged.get(key[:-1])
+            if not (isinstance(before, list) and isinstance(value, list)):
+                raise RecipeError(
+                    f"{path}: key {key!r} adds a list to the base's {key[:-1]!r}; give a list, to a list."
+                )
+            merged[key[:-1]] = before + value
+        else:
+            merged[key] = _merge(merged[key], value, path) if key in merged else value
+    return merged
+
+
+def _with_bases(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe over the one that its ``base`` names, a path relative to its own folder.
+
+    Args:
+        path: The recipe.
+        readers: The recipes whose base it is, the outermost first.
+
+    Raises:
+        RecipeError: If a file cannot be read, or a recipe is its own base by whatever way.
+    """
+    content = _read_yaml(path)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: key 'base' is {base!r}; give the path of a recipe.")
+    readers = (*readers, path.resolve())
+    below = path.parent / base
+    if below.resolve() in readers:
+        raise RecipeError(f"{path}: base {base!r} is built on this recipe itself; leave one of them out.")
+    merged: dict[str, Any] = _merge(_with_bases(below, readers), content, path)
+    return merged
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file with ``stage``, ``output_dir``, ``training`` and ``options``; with ``base``, the
+            path of another recipe, only what differs from that one. A key with ``+`` behind it, such as
+            ``train+``, adds to a list of the base.
+        overrides: Values by dotted key (``training.max_steps``) that replace the file's.
+
+    Returns:
+        The recipe, ``options`` not yet read by its stage.
+
+    Raises:
+        RecipeError: If the file is missing, is not YAML, or a key is unknown, missing or mistyped.
+    """
+    path = Path(path)
+    content = _with_bases(path)
     for dotted, value in (overrides or {}).items():
         *parents, key = dotted.split(".")
         target = content
