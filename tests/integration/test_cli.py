@@ -134,6 +134,12 @@ def test_a_terminal_without_the_letters_gets_their_numbers(
         assert line.endswith("\\xd7 real time)\n")
 
 
+def listen_to_ctrl_c() -> None:
+    """Undo what a child inherits of a test run that ignores or blocks Ctrl-C, as one in the background does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def test_ctrl_c_ends_without_a_traceback(model: Path, files: list[str]) -> None:
     command = [*COMMAND, "transcribe", "--model", str(model), "--batch-size", "1", *(files * 2000)]
     with subprocess.Popen(
@@ -142,8 +148,7 @@ def test_ctrl_c_ends_without_a_traceback(model: Path, files: list[str]) -> None:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         env=ENVIRONMENT,
-        # A test run in the background of a shell ignores Ctrl-C, and its children with it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=listen_to_ctrl_c,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(files[0])
