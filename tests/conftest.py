@@ -52,6 +52,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"marked {marker}: runs only with {option}"))
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Name what failed in the very last line: some logs keep no more than that."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = [r for kind in ("failed", "error") for r in reporter.stats.get(kind, [])] if reporter else []
+    if reports:
+        reporter.write_line(f"failed: {' '.join(report.nodeid for report in reports[:20])}")
+
+
 def refuse_to_connect(event: str, arguments: tuple[Any, ...]) -> None:
     """Fail what reaches for another machine, wherever it does: in a fixture, a library or a thread."""
     if event not in REACHES_OUT or opted_in:
