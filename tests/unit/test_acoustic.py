@@ -158,7 +158,14 @@ def test_error_rates_are_by_language(
         return [collate.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     monkeypatch.setattr(acoustic, "greedy_ctc", read)
-    figures = judge(model_of(ctc_weight=1.0), dataset, collate)
+    figures, transcripts = judge(model_of(ctc_weight=1.0), dataset, collate)
+    english = SPEECH[0][0]
+    assert {
+        "language": "en",
+        "reference": english,
+        "hypothesis": english.replace("friend", "fiend"),
+    } in transcripts
+    assert len(transcripts) == len(dataset)
     assert 0 <= figures.pop("frame_accuracy") < 0.2
     assert figures.pop("shuffled") > 0.8
     assert figures.pop("gap") > 0.8

@@ -247,7 +247,7 @@ def test_error_rates_by_mode_language_and_shuffled_audio(manifest: Path, model: 
     clips = [clip for clip in read_manifest(manifest) if clip.text]
     dataset = SpeechDataset(clips, small_processor().feature_extractor)
     decoder = ScriptedDecoder(dataset, model)
-    figures = judge(decoder, dataset)  # type: ignore[arg-type]
+    figures, transcripts = judge(decoder, dataset)  # type: ignore[arg-type]
     assert decoder.calls == [(0, "draft"), (1, "noise"), (8, "noise"), (1, "draft")]
     assert figures["noise8"] == figures["draft1"] == 0
     assert figures["draft"] == 1
@@ -260,11 +260,16 @@ def test_error_rates_by_mode_language_and_shuffled_audio(manifest: Path, model: 
     assert figures["shuffled"] > 0.8
     assert figures["gap"] == figures["shuffled"]
     assert figures["language_accuracy"] == pytest.approx(5 / 6)
+    assert {(read["language"], read["reference"]) for read in transcripts} == {c[1::-1] for c in SPEECH}
+    for read in transcripts:
+        assert read["hypothesis"] == read["draft1"] == read["reference"]
+        assert read["draft"] == ""
+        assert read["noise1"] == read["reference"].rpartition(" ")[0]
 
 
 def test_clips_without_speech_can_be_judged(manifest: Path, model: CanvasASRModel) -> None:
     dataset = SpeechDataset(read_manifest(manifest), small_processor().feature_extractor)
-    figures = judge(ScriptedDecoder(dataset, model), dataset)  # type: ignore[arg-type]
+    figures, _ = judge(ScriptedDecoder(dataset, model), dataset)  # type: ignore[arg-type]
     assert figures["noise8"] == 0
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from canvas_asr.training.trainer import BatchPlan
+from canvas_asr.training.batches import BatchPlan
 
 
 def batches(plan: BatchPlan) -> list[list[tuple[int, int]]]:

@@ -50,8 +50,9 @@ PREDICTED = logits_of([[[0.2, 0.3, 0.5], [0.25, 0.5, 0.25], [0.1, 0.8, 0.1], [0.
 
 
 def test_diffusion_loss_is_the_flat_mean_over_all_positions() -> None:
-    loss, right = diffusion_loss(PREDICTED, CANVAS, torch.tensor([2]), as_they_are)
-    assert right.tolist() == [[True] * 4]
+    loss, tokens = diffusion_loss(PREDICTED, CANVAS, torch.tensor([2]), as_they_are)
+    assert tokens.right.tolist() == [[True] * 4]
+    assert float(tokens.losses.mean()) == pytest.approx(float(loss))
     expected = -(math.log(0.5) + math.log(0.5) + math.log(0.8) + math.log(0.9)) / 4
     assert float(loss) == pytest.approx(expected, rel=1e-6)
 
@@ -119,8 +120,8 @@ def test_values_and_gradients_are_those_of_the_plain_loss_in_any_chunks(name: st
         return part @ weight.T
 
     if name == "diffusion":
-        loss, right = diffusion_loss(states, targets, lengths, read, tail_weight=0.3, chunk=chunk)
-        assert torch.equal(right, (states @ weight.T).argmax(-1) == targets)
+        loss, tokens = diffusion_loss(states, targets, lengths, read, tail_weight=0.3, chunk=chunk)
+        assert torch.equal(tokens.right, (states @ weight.T).argmax(-1) == targets)
     else:
         loss = autoregressive_loss(states, targets, lengths, read, chunk=chunk)
     n_forward = len(sizes)

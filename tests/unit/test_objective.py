@@ -92,7 +92,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.fixture
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "sample_noise_levels", lambda n_clips: torch.zeros(n_clips))
+    monkeypatch.setattr(objective, "sample_noise_levels", lambda n_clips, _: torch.zeros(n_clips))
 
 
 def test_targets_are_written_right_behind_each_prompt() -> None:
@@ -190,7 +190,7 @@ def test_predictions_put_the_models_own_reading_on_the_canvas(batch: Batch, seen
 
 @torch.no_grad()
 def test_noise_reaches_the_canvas(batch: Batch, seen: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "sample_noise_levels", lambda n_clips: torch.ones(n_clips))
+    monkeypatch.setattr(objective, "sample_noise_levels", lambda n_clips, _: torch.ones(n_clips))
     batch.losses(self_conditioning=0.0)
     batch.canvas = batch.canvas.flip(0)
     batch.losses(self_conditioning=0.0)

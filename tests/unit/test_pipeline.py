@@ -264,7 +264,7 @@ def test_the_timed_cosine_ends_with_the_time(tmp_path: Path, monkeypatch: pytest
     assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
     factor = scheduler.lr_lambdas[0]
     assert factor(0) == pytest.approx(0.5, abs=1e-3)  # half of the minutes are gone
-    monkeypatch.setattr(trainer.log_file, "share_used", lambda: 0.0)
+    monkeypatch.setattr(trainer.stop, "share_used", lambda: 0.0)
     assert factor(250) == pytest.approx(0.5 + 0.5 * 2**-0.5)  # a quarter of the steps
-    monkeypatch.setattr(trainer.log_file, "share_used", lambda: 1.2)
+    monkeypatch.setattr(trainer.stop, "share_used", lambda: 1.2)
     assert factor(250) == 0.0

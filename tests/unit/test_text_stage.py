@@ -24,6 +24,7 @@ from canvas_asr.training import text
 from canvas_asr.training.objective import ObjectiveOptions
 from canvas_asr.training.recipe import Recipe, TrainingOptions
 from canvas_asr.training.sentences import split_of
+from canvas_asr.training.stage import Stage
 from canvas_asr.training.text import CanvasCollator, TextDataset, TextModel, balanced, judge, run
 from canvas_asr.training.text_noise import Pieces
 from canvas_asr.training.text_tasks import TextExample, TextTasks, repair_case
@@ -35,7 +36,7 @@ EOS, PAD, EN, ZH = 1, 0, 7, 12
 
 
 def test_targets_end_and_the_canvas_is_the_shortest_of_eights_that_fits() -> None:
-    batch = CanvasCollator(EOS, PAD, (16, 64), 0.0).canvases([[7, 8, 9], [], [5] * 8])
+    batch = CanvasCollator(EOS, PAD).canvases([[7, 8, 9], [], [5] * 8])
     assert batch["n_targets"].tolist() == [4, 1, 9]
     assert batch["targets"].tolist() == [
         [7, 8, 9, EOS, 0, 0, 0, 0, 0],
@@ -47,21 +48,21 @@ def test_targets_end_and_the_canvas_is_the_shortest_of_eights_that_fits() -> Non
         [EOS] * 16,
         [5] * 8 + [EOS] * 8,
     ]
-    exact = CanvasCollator(EOS, PAD, (), 0.0).canvases([[5] * 7])
+    exact = CanvasCollator(EOS, PAD).canvases([[5] * 7])
     assert exact["canvas"].tolist() == [[5] * 7 + [EOS]]
 
 
-def test_longer_canvases_are_drawn_now_and_then_and_the_same_for_the_same_batch() -> None:
-    collate = CanvasCollator(EOS, PAD, (8, 16, 32), 0.5)
-    lengths = [collate.canvases([[i] * 9])["canvas"].shape[1] for i in range(10, 410)]
-    assert lengths == [collate.canvases([[i] * 9])["canvas"].shape[1] for i in range(10, 410)]
+def test_longer_canvases_are_drawn_now_and_then() -> None:
+    stage = Stage()
+    stage.canvas_choices, stage.p_long_canvas = (8, 16, 32), 0.5
+    lengths = [stage.canvas_length(16, np.random.default_rng(i)) for i in range(400)]
     assert set(lengths) == {16, 32}  # 8 and 16 are no longer than what fits
     assert 0.42 < lengths.count(32) / 400 < 0.58
 
 
 def test_a_batch_of_text_examples() -> None:
     examples = [TextExample([2, 50, 51, 5], [EN, 50], "en", "copy"), TextExample([2, 5], [], "", "empty")]
-    batch = CanvasCollator(EOS, PAD, (), 0.0)(examples)
+    batch = CanvasCollator(EOS, PAD)(examples)
     assert batch["prompt_ids"].tolist() == [[2, 50, 51, 5], [2, 5, 0, 0]]
     assert batch["n_prompt"].tolist() == [4, 2]
     assert batch["targets"].tolist() == [[EN, 50, EOS], [EOS, 0, 0]]
@@ -115,7 +116,7 @@ def test_all_but_the_vision_tower_learns() -> None:
     canvas = torch.full((2, 8), EOS)
     canvas[:, 0], canvas[0, 1] = EN, 500
     outputs = model(ids, torch.tensor([6, 4]), targets, torch.tensor([3, 2]), canvas)
-    assert set(outputs) == {"loss", "diffusion", "autoregressive", "accuracy"}
+    assert set(outputs) == {"loss", "diffusion", "diffusion_by_noise", "autoregressive", "accuracy"}
     outputs["loss"].backward()
     # Self-conditioning and rarely used experts aside, every part has a gradient.
     for name in ("embed_tokens", "q_proj", "q_norm", "o_proj", "router", "gate_up_proj", "mlp.down_proj"):
@@ -181,7 +182,7 @@ def reader(monkeypatch: pytest.MonkeyPatch, processor: CanvasASRProcessor) -> Re
 
 
 def test_a_perfect_reader_makes_no_errors(reader: Reader) -> None:
-    figures = judge(NoEmbedding(), reader.tokenizer, DEV, steps=3, canvas_length=24)
+    figures, _ = judge(NoEmbedding(), reader.tokenizer, DEV, steps=3, canvas_length=24)
     assert (figures["wer_en"], figures["cer_zh"], figures["repetition"]) == (0, 0, 0)
     assert reader.configs == [SamplerConfig(steps=3, canvas_length=24)] * 2
 
@@ -189,13 +190,13 @@ def test_a_perfect_reader_makes_no_errors(reader: Reader) -> None:
 def test_errors_are_counted_by_word_or_by_character(reader: Reader) -> None:
     for ids, line in reader.texts.items():
         reader.texts[ids] = line.replace("cat", "dog").replace("学校", "学").replace("Good ", "")
-    figures = judge(NoEmbedding(), reader.tokenizer, DEV)
+    figures, _ = judge(NoEmbedding(), reader.tokenizer, DEV)
     assert figures["wer_en"] == pytest.approx(2 / 9)
     assert figures["cer_zh"] == pytest.approx(1 / 12)
 
 
 def test_shuffled_prompts_are_those_of_the_next_sentence(reader: Reader) -> None:
-    figures = judge(NoEmbedding(), reader.tokenizer, DEV)
+    figures, _ = judge(NoEmbedding(), reader.tokenizer, DEV)
     # 4, 2 and 3 words, of which none is in its place: 4 + 3 + 4 edits over 9 words.
     chinese = jiwer.cer(DEV["zh"], DEV["zh"][::-1])
     assert chinese > 0.8
@@ -205,7 +206,7 @@ def test_shuffled_prompts_are_those_of_the_next_sentence(reader: Reader) -> None
 
 @torch.no_grad()
 def test_judging_a_random_model_gives_high_error_rates(processor: CanvasASRProcessor) -> None:
-    figures = judge(small_model().backbone, processor.tokenizer, DEV, steps=2, canvas_length=16)
+    figures, _ = judge(small_model().backbone, processor.tokenizer, DEV, steps=2, canvas_length=16)
     assert figures.keys() == {"wer_en", "cer_zh", "shuffled", "gap", "repetition"}
     assert min(figures["wer_en"], figures["cer_zh"]) > 0.8
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +16,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from canvas_asr.errors import CheckpointError
-from canvas_asr.training.recipe import TrainingOptions
-from canvas_asr.training.trainer import (
+from canvas_asr.training.batches import BatchPlan
+from canvas_asr.training.checkpoints import (
     COMPLETE_MARK,
     WEIGHTS_NAME,
-    BatchPlan,
-    StageTrainer,
     load_trainable_state,
     trainable_state,
 )
+from canvas_asr.training.judging import Judgement
+from canvas_asr.training.recipe import TrainingOptions
+from canvas_asr.training.stage import Part, row_generators, share_of
+from canvas_asr.training.stage import Stage as StageBase
+from canvas_asr.training.trainer import StageTrainer
 
 N_EXAMPLES, BATCH = 13, 4  # four batches an epoch: step 10 lies within the third
 
@@ -59,7 +58,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     }
 
 
-class Stage(nn.Module):
+class Stage(StageBase):
     """A frozen and a trained layer, dropout, and noise drawn in the forward pass."""
 
     def __init__(self) -> None:
@@ -69,17 +68,19 @@ class Stage(nn.Module):
         self.trained = nn.Linear(3, 1)
         self.seen: list[list[tuple[int, int]]] = []
         self.stop_at = 0
+        self.dropout = 0.3
 
-    def forward(self, x: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        return {"rows": float(len(batch["x"]))}
+
+    def forward(self, x: Tensor, indices: Tensor, part: Part) -> dict[str, Tensor]:
         self.seen.append([tuple(i) for i in indices.tolist()])
         if len(self.seen) == self.stop_at:
             raise KeyboardInterrupt
-        hidden = nn.functional.dropout(self.frozen(x), 0.3, training=True)
-        loss = (
-            (self.trained(hidden + 0.1 * torch.randn_like(hidden)) - x.sum(dim=1, keepdim=True))
-            .square()
-            .mean()
-        )
+        hidden = nn.functional.dropout(self.frozen(x), self.dropout, training=True)
+        noise = [torch.randn(3, generator=generator) for generator in row_generators(part, len(x))]
+        errors = self.trained(hidden + 0.1 * torch.stack(noise)) - x.sum(dim=1, keepdim=True)
+        loss = errors.square().mean() * share_of(part, "rows")
         return {"loss": loss, "size": torch.tensor(float(len(x)))}
 
 
@@ -94,6 +95,7 @@ def options(**changes: Any) -> TrainingOptions:
         "log_steps": 1,
         "n_workers": 0,
         "bf16": False,
+        "report_to": (),
     }
     return TrainingOptions(**{**settings, **changes})
 
@@ -107,7 +109,7 @@ def trainer_of(folder: Path, stage: Stage, **changes: Any) -> StageTrainer:
         collate,
         options(**changes),
         folder,
-        lambda: {"wer": float(len(stage.seen))},
+        lambda: Judgement({"wer": float(len(stage.seen))}),
     )
 
 
@@ -196,47 +198,6 @@ def test_what_is_frozen_is_not_written(unbroken: Path) -> None:
     assert written == {WEIGHTS_NAME}
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import torch
-from test_trainer import Stage, trainer_of
-from canvas_asr.training import trainer as module
-
-n_saved = 0
-write = {writer}
-
-def write_half_and_die(*args, **kwargs):
-    global n_saved
-    write(*args, **kwargs)
-    n_saved += 1
-    if n_saved == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-{writer} = write_half_and_die
-trainer_of(Path({folder!r}), Stage(), n_workers=2, save_steps=5).run()
-"""
-
-
-def test_a_kill_during_a_save_costs_no_more_than_that_save(unbroken: Path, tmp_path: Path) -> None:
-    """Killed with the weights of step 10 written and its optimiser's state not: goes on from step 5."""
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), writer="module.save_file")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "checkpoint-5" / COMPLETE_MARK).is_file()
-    assert (tmp_path / "checkpoint-10" / WEIGHTS_NAME).is_file()
-    assert not (tmp_path / "checkpoint-10" / COMPLETE_MARK).exists()
-    (tmp_path / "log.jsonl").unlink()
-    stage = Stage()
-    trainer_of(tmp_path, stage).run()
-    assert len(stage.seen) == 15
-    assert losses_of(tmp_path) == {step: loss for step, loss in losses_of(unbroken).items() if step > 5}
-    weights, whole = (load_file(folder / WEIGHTS_NAME) for folder in (tmp_path, unbroken))
-    assert all(torch.equal(weights[name], whole[name]) for name in whole)
-
-
 # The log, the clock, evaluation
 
 
@@ -260,9 +221,9 @@ def test_evaluation_runs_in_evaluation_mode_without_gradients(tmp_path: Path) ->
     modes: list[tuple[bool, bool]] = []
     trainer = trainer_of(tmp_path, stage, max_steps=2, eval_steps=1, save_steps=100)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> Judgement:
         modes.append((stage.training, torch.is_grad_enabled()))
-        return {}
+        return Judgement({})
 
     trainer.run_evaluation = evaluate
     trainer.run()
@@ -294,9 +255,9 @@ def test_the_learning_rate_follows_the_recipes_schedule(
     trainer = trainer_of(tmp_path, stage, schedule=schedule, save_steps=100)
     step = stage.forward
 
-    def forward(x: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    def forward(x: Tensor, indices: Tensor, part: Part) -> dict[str, Tensor]:
         rates.append(trainer.optimizer.param_groups[0]["lr"])
-        return step(x, indices)
+        return step(x, indices, part)
 
     stage.forward = forward  # type: ignore[method-assign]
     trainer.run()

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from canvas_asr.errors import OptionError
+
+# What `accelerate launch` sets for ways of sharding that cannot work here, and why they cannot.
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP needs every weight within one of its groups, and this backbone's encoder and "
+    "decoder share theirs layer by layer",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed keeps optimiser and checkpoints in a form of its own, which a "
+    "recipe's exact resumption does not have",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has models of its own",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -27,7 +37,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the stage of a recipe; its module is named like the stage."""
+    """Run the stage of a recipe; its module is named like the stage.
+
+    Raises:
+        OptionError: If the process was launched in a way that a stage cannot run in.
+    """
+    for variable, reason in _SHARDED.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise OptionError(f"{reason}; launch with DDP: accelerate launch --multi_gpu.")
     from canvas_asr.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, _overrides(options.set))

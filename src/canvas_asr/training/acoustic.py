@@ -7,6 +7,7 @@ cross-entropy on that starts at once. Both heads are thrown away afterwards.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from canvas_asr.processing import pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 from canvas_asr.synthesis.phonemes import PHONEMES, frame_labels
 
-from .judging import listening, named_error_rates
+from .checkpoints import load_trainable_state
+from .judging import Judgement, listening, named_error_rates, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
-from .trainer import StageTrainer, load_trainable_state
+from .stage import Part, Stage, share_of
+from .trainer import StageTrainer
 
 IGNORED = -100
 
@@ -81,7 +84,7 @@ class AcousticOptions:
             raise RecipeError("options: frame_weight and ctc_weight are both 0; give one a weight.")
 
 
-class AcousticModel(nn.Module):
+class AcousticModel(Stage):
     """Audio encoder with a phoneme head on its frames and a piece head on stacked frames."""
 
     def __init__(self, config: WhisperConfig, vocab_size: int, options: AcousticOptions) -> None:
@@ -107,8 +110,25 @@ class AcousticModel(nn.Module):
         stacked = frames.reshape(frames.shape[0], -1, frames.shape[2] * stride)
         return self.piece_norm(stacked), (n_frames + stride - 1) // stride
 
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Count frames with a label, and clips."""
+        return {"frames": float((batch["labels"] != IGNORED).sum()), "clips": float(len(batch["n_mel"]))}
+
+    def likely_cause(self, figures: Mapping[str, float]) -> str:
+        """Say why the readings of CTC do not follow the audio."""
+        return (
+            "CTC from random weights starts late: train frame-wise first (frame_weight, phonemes in the "
+            "manifest), then longer, and check that the texts belong to their clips."
+        )
+
     def forward(
-        self, mel: Tensor, n_mel: Tensor, labels: Tensor, targets: Tensor, n_targets: Tensor
+        self,
+        mel: Tensor,
+        n_mel: Tensor,
+        labels: Tensor,
+        targets: Tensor,
+        n_targets: Tensor,
+        part: Part | None = None,
     ) -> dict[str, Tensor]:
         """Compute the losses.
 
@@ -118,6 +138,7 @@ class AcousticModel(nn.Module):
             labels: Phoneme of each encoder frame, (B, T) int64; -100 where not known.
             targets: Pieces, (B, U) int64.
             n_targets: (B,) int64.
+            part: What the batch is of its step; None: all.
 
         Returns:
             ``loss``, and ``frame_loss``, ``frame_accuracy``, ``ctc``, ``infeasible`` where computed.
@@ -126,14 +147,18 @@ class AcousticModel(nn.Module):
         # The sum of no frames: a zero with a gradient, for batches that have no loss of their own.
         outputs: dict[str, Tensor] = {"loss": frames[:, :0].sum(dtype=torch.float32)}
         known = labels != IGNORED
-        if self.options.frame_weight and bool(known.any()):
+        # All parts of a step have the same figures: where another part has labels, this one has zeros.
+        any_known = bool(known.any()) if part is None else "frames" in part.shares
+        if self.options.frame_weight and any_known:
             logits = self.phoneme_head(frames[known]).float()
-            outputs["frame_loss"] = nn.functional.cross_entropy(logits, labels[known])
-            outputs["frame_accuracy"] = (logits.argmax(-1) == labels[known]).float().mean()
+            share = share_of(part, "frames") / max(1, len(logits))
+            frame_loss = nn.functional.cross_entropy(logits, labels[known], reduction="sum")
+            outputs["frame_loss"] = frame_loss * share
+            outputs["frame_accuracy"] = (logits.argmax(-1) == labels[known]).float().sum() * share
             outputs["loss"] = outputs["loss"] + self.options.frame_weight * outputs["frame_loss"]
         if self.options.ctc_weight:
             states, n_states = self.piece_states(frames, n_frames)
-            outputs["ctc"], infeasible = ctc_loss(
+            ctc, infeasible = ctc_loss(
                 states,
                 n_states,
                 targets,
@@ -142,7 +167,8 @@ class AcousticModel(nn.Module):
                 blank=self.options.blank_token_id,
                 chunk=states_per_chunk(self.piece_head.out_features),
             )
-            outputs["infeasible"] = infeasible.float().mean()
+            outputs["ctc"] = ctc * share_of(part, "clips")
+            outputs["infeasible"] = infeasible.float().mean() * share_of(part, "clips")
             outputs["loss"] = outputs["loss"] + self.options.ctc_weight * outputs["ctc"]
         return outputs
 
@@ -169,7 +195,7 @@ class AcousticCollator:
         return {"mel": mel, "n_mel": n_mel, "labels": labels, "targets": targets, "n_targets": n_targets}
 
 
-def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> dict[str, float]:
+def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollator) -> Judgement:
     """Frame accuracy and, where CTC is trained, the CER of its greedy reading by language."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     accuracies = []
@@ -190,10 +216,10 @@ def judge(model: AcousticModel, dataset: SpeechDataset, collate: AcousticCollato
                 reading = str(collate.tokenizer.decode(ids, skip_special_tokens=True))
                 pairs[entry.language].append((entry.text, reading))
     figures = {"frame_accuracy": float(np.mean(accuracies))} if accuracies else {}
-    if not pairs:
-        return figures
-    # By characters in every language: long before a word is right, its letters tell what was learnt.
-    return {**figures, **named_error_rates(pairs, LANGUAGES), **listening(pairs, LANGUAGES)}
+    if pairs:
+        # By characters in every language: long before a word is right, its letters tell what was learnt.
+        figures.update({**named_error_rates(pairs, LANGUAGES), **listening(pairs, LANGUAGES)})
+    return Judgement(figures, transcripts_of(pairs))
 
 
 def run(recipe: Recipe) -> None:
@@ -245,6 +271,6 @@ def run(recipe: Recipe) -> None:
         recipe.output_dir,
         lambda: judge(model, dev_set, collate),
     )
-    trainer.run()
-    model.encoder.save_pretrained(recipe.output_dir / "audio_encoder")
-    extractor.save_pretrained(recipe.output_dir)
+    if trainer.run():
+        model.encoder.save_pretrained(recipe.output_dir / "audio_encoder")
+        extractor.save_pretrained(recipe.output_dir)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter, save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig
@@ -29,13 +29,17 @@ from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
 from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 
-from .judging import error_rates, listening
+from .checkpoints import load_trainable_state
+from .judging import Judgement, error_rates, listening, transcripts_of
 from .losses import ctc_loss, states_per_chunk
-from .objective import ObjectiveOptions, denoising_losses
+from .objective import ObjectiveOptions, denoising_counts, denoising_losses
 from .recipe import Recipe, from_mapping
 from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
+from .stage import Part, Stage, row_generators, share_of
 from .text import CanvasCollator
-from .trainer import StageTrainer, load_trainable_state
+from .trainer import StageTrainer
+
+DRAFT_READS = 0.7  # error rate of a draft that has begun to follow the audio
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class AdapterOptions:
             raise RecipeError(f"options: base_lr_scale is {self.base_lr_scale}; it must be above 0.")
 
 
-class AdapterModel(nn.Module):
+class AdapterModel(Stage):
     """The model with its three losses."""
 
     def __init__(
@@ -113,11 +117,36 @@ class AdapterModel(nn.Module):
         self.options = options
         self.audio_id = audio_id
         self.tags = list(tags)
+        self.canvas_choices, self.p_long_canvas = options.canvas_choices, options.p_long_canvas
         model.audio_encoder.requires_grad_(options.train_audio_encoder)
         model.audio_encoder.embed_positions.requires_grad_(False)  # sinusoids, as in Whisper
         if options.train_backbone:
             for name, parameter in model.backbone.named_parameters():
                 parameter.requires_grad_("vision" not in name and ".router." not in name)
+
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Count clips, targets and canvas positions."""
+        return {"clips": float(len(batch["n_mel"])), **denoising_counts(batch, self.options.objective)}
+
+    def likely_cause(self, figures: Mapping[str, float]) -> str:
+        """Say why the canvas does not follow the audio, by whether the draft does."""
+        draft = figures["draft"]
+        if not self.options.ctc_weight:
+            return (
+                "The CTC loss is off (options.ctc_weight is 0): without it the projector stays noise, which "
+                "attention learns to ignore. Give it a weight, 1.0 to begin with."
+            )
+        if draft < DRAFT_READS:
+            return (
+                f"The draft does follow the audio ({draft:.0%} errors), so the backbone does not read its "
+                "prompt, or not yet: one made here has to repair prompts first (stage text); with a "
+                "pretrained one, train on and look at options.model.lora_rank and the two denoising losses."
+            )
+        return (
+            f"The draft itself is still noise ({draft:.0%} errors), so there is nothing to listen to yet: "
+            "train on, look at the CTC loss, and check that texts belong to their clips and that few are "
+            "infeasible."
+        )
 
     def forward(
         self,
@@ -130,6 +159,7 @@ class AdapterModel(nn.Module):
         canvas: Tensor,
         text: Tensor,
         n_text: Tensor,
+        part: Part | None = None,
     ) -> dict[str, Tensor]:
         """Compute the losses.
 
@@ -143,16 +173,17 @@ class AdapterModel(nn.Module):
             canvas: Clean canvas, (B, C) int64.
             text: Text without tag and end token, (B, U') int64: what CTC spells.
             n_text: (B,) int64.
+            part: What the batch is of its step; None: all.
 
         Returns:
-            ``loss`` and its parts ``ctc``, ``infeasible``, ``diffusion``, ``autoregressive``, ``accuracy``.
+            ``loss`` and its parts ``ctc``, ``infeasible``, and what :func:`denoising_losses` gives.
         """
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         outputs: dict[str, Tensor] = {}
         loss = tokens.new_zeros((), dtype=torch.float32)
         if self.options.ctc_weight:
             states, blank = self.model.ctc_tap(tokens), self.model.config.blank_token_id
-            outputs["ctc"], infeasible = ctc_loss(
+            ctc, infeasible = ctc_loss(
                 states,
                 n_audio,
                 text,
@@ -161,9 +192,12 @@ class AdapterModel(nn.Module):
                 blank=blank,
                 chunk=states_per_chunk(self.model.config.vocab_size),
             )
-            outputs["infeasible"] = infeasible.float().mean()
+            outputs["ctc"] = ctc * share_of(part, "clips")
+            outputs["infeasible"] = infeasible.float().mean() * share_of(part, "clips")
             loss = loss + self.options.ctc_weight * outputs["ctc"]
         prompt = self.model.embed_prompt(prompt_ids, tokens, n_audio, self.audio_id)
+        generators = row_generators(part, len(canvas))
+        wants_drafts = self.options.objective.corruption.draft > 0
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -172,18 +206,22 @@ class AdapterModel(nn.Module):
             n_targets,
             canvas,
             self.options.objective,
-            drafts=self._drafts(tokens, n_audio) if self.options.objective.corruption.draft else None,
+            drafts=self._drafts(tokens, n_audio, generators) if wants_drafts else None,
+            part=part,
+            generators=generators,
         )
         loss = loss + denoising.pop("loss")
         return {**outputs, **denoising, "loss": loss}
 
     @torch.no_grad()
-    def _drafts(self, tokens: Tensor, n_audio: Tensor) -> list[list[int]]:
+    def _drafts(
+        self, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
+    ) -> list[list[int]]:
         """Greedy CTC readings as canvases start from them, each behind a random language tag."""
         drafts = greedy_ctc(self.model.ctc_logits(tokens), n_audio, self.model.config.blank_token_id)
         if not self.tags:
             return drafts
-        choice = torch.randint(len(self.tags), (len(drafts),)).tolist()
+        choice = [int(torch.randint(len(self.tags), (), generator=generator)) for generator in generators]
         return [[self.tags[tag], *draft] for tag, draft in zip(choice, drafts, strict=True)]
 
 
@@ -203,9 +241,7 @@ class AdapterCollator:
         tokenizer = processor.tokenizer
         self.pad = int(tokenizer.pad_token_id)
         self.tags = processor.language_ids(config)
-        self.canvases = CanvasCollator(
-            int(tokenizer.eos_token_id), self.pad, options.canvas_choices, options.p_long_canvas
-        )
+        self.canvases = CanvasCollator(int(tokenizer.eos_token_id), self.pad)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate one batch."""
@@ -237,7 +273,7 @@ class AdapterCollator:
         return [list(self.tags.values())[place]] if tagged % 2 else []
 
 
-def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
+def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> Judgement:
     """Error rates of the draft, of 1 and 8 passes from noise, of 1 from the draft, and with shuffled audio.
 
     Args:
@@ -246,7 +282,8 @@ def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
 
     Returns:
         Mean over languages of WER (CER for hi, zh) by mode, the same by language for 8 passes, repetition
-        rate, language detection accuracy, and the gap between shuffled and true audio.
+        rate, language detection accuracy, and the gap between shuffled and true audio; and the readings of 8
+        passes beside those of the other modes.
     """
     modes = {
         "draft": {"steps": 0, "init": "draft"},
@@ -273,7 +310,7 @@ def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> dict[str, float]:
     figures.update({f"noise8_{code}": rate for code, rate in sorted(rates["noise8"].items())})
     figures.update(listening(pairs["noise8"]))
     figures["language_accuracy"] = n_right / len(dataset)
-    return figures
+    return Judgement(figures, transcripts_of(pairs.pop("noise8"), **pairs))
 
 
 def _is_base(name: str) -> bool:
@@ -348,5 +385,5 @@ def run(recipe: Recipe) -> None:
         lambda: judge(decoder, dev_set),
         lr_scale_of=lambda name: options.base_lr_scale if _is_base(name) else 1.0,
     )
-    trainer.run()
-    save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=True)
+    if trainer.run():
+        save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=True)

@@ -6,6 +6,7 @@ Readings are (reference, hypothesis) pairs of raw text by language.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jiwer
 import numpy as np
@@ -15,6 +16,32 @@ from canvas_asr.evaluation.metrics import repetition_rate
 Readings = Mapping[str, Sequence[tuple[str, str]]]
 
 BY_CHARACTER = ("hi", "zh")
+
+
+class Judgement(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        figures: By name.
+        transcripts: Of each clip ``language``, ``reference``, ``hypothesis`` and what else was read.
+    """
+
+    figures: dict[str, float]
+    transcripts: Sequence[Mapping[str, str]] = ()
+
+
+def transcripts_of(readings: Readings, **others: Readings) -> list[dict[str, str]]:
+    """List readings, clip by clip; ``others`` are readings of the same clips by name."""
+    return [
+        {
+            "language": language,
+            "reference": reference,
+            "hypothesis": hypothesis,
+            **{name: other[language][place][1] for name, other in others.items()},
+        }
+        for language, pairs in readings.items()
+        for place, (reference, hypothesis) in enumerate(pairs)
+    ]
 
 
 def error_rates(readings: Readings, by_character: Sequence[str] = BY_CHARACTER) -> dict[str, float]:

@@ -9,6 +9,7 @@ Shapes: B clips, A audio tokens, C canvas length, U transcript length, D width, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,18 @@ from canvas_asr.encoder import length_mask
 
 MIN_NOISE = 0.001
 MAX_LOGITS = 1 << 28  # held at a time: 1 GiB in float32, 1,024 states of 262,144 classes
+
+
+class TokenLosses(NamedTuple):
+    """What is known of each token.
+
+    Attributes:
+        losses: Cross-entropy, (B, C) float32.
+        right: Where the likeliest token is the right one, (B, C) bool.
+    """
+
+    losses: Tensor
+    right: Tensor
 
 
 def sample_noise_levels(n_clips: int, generator: torch.Generator | None = None) -> Tensor:
@@ -65,7 +78,7 @@ def diffusion_loss(
     *,
     tail_weight: float = 1.0,
     chunk: int = 4096,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, TokenLosses]:
     """Flat cross-entropy of the clean canvas at every position, with no weight by noise level.
 
     Args:
@@ -77,13 +90,13 @@ def diffusion_loss(
         chunk: States read at a time; of more than that, no logits are kept for backward.
 
     Returns:
-        Weighted mean over all positions, float32 scalar; and where the likeliest token is the right one,
-        (B, C) bool.
+        Weighted mean over all positions, float32 scalar; and what it is a mean of.
     """
     losses, right = _token_losses(states, canvas, read, chunk)
     weights = length_mask(n_text, canvas.shape[1]).to(losses.dtype)
     weights = (weights + tail_weight * (1.0 - weights)).flatten()
-    return (losses * weights).sum() / weights.sum(), right.view(canvas.shape)
+    loss = (losses * weights).sum() / weights.sum()
+    return loss, TokenLosses(losses.view(canvas.shape), right.view(canvas.shape))
 
 
 def autoregressive_loss(

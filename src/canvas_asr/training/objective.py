@@ -6,13 +6,13 @@ whatever follows. The decoder is given the prompt only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from canvas_asr.backbone import crop_cache, denoise, encode_prefix, output_logits, select_cache, soft_embed
@@ -22,6 +22,9 @@ from canvas_asr.errors import RecipeError
 
 from .corruption import KINDS, Corruption, CorruptionOptions
 from .losses import autoregressive_loss, diffusion_loss, sample_noise_levels, states_per_chunk
+from .stage import Part, row_generators, share_of
+
+NOISE_BINS = 4  # the diffusion loss is logged for t below 1/4, 2/4, 3/4 and 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ def append_targets(prompt: Tensor, n_prompt: Tensor, targets: Tensor, n_targets:
     return source.gather(1, index[:, :, None].expand(-1, -1, prompt.shape[2]))
 
 
+def denoising_counts(batch: Mapping[str, Any], options: ObjectiveOptions) -> dict[str, float]:
+    """Count what the two denoising losses of a batch are means over."""
+    n_text = float(batch["n_targets"].sum())
+    n_tail = batch["canvas"].numel() - n_text
+    return {"targets": n_text, "canvas": n_text + options.tail_weight * n_tail}
+
+
 def denoising_losses(
     backbone: DiffusionGemmaForBlockDiffusion,
     prompt: Tensor,
@@ -79,6 +89,8 @@ def denoising_losses(
     options: ObjectiveOptions,
     *,
     drafts: Sequence[Sequence[int]] | None = None,
+    part: Part | None = None,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
     """Compute the two denoising losses of a batch.
 
@@ -91,32 +103,33 @@ def denoising_losses(
         canvas: Clean canvas, (B, C) int64.
         options: Weights.
         drafts: Canvas-ready draft ids of each clip, where there are any.
+        part: What the batch is of its step; None: all.
+        generators: Of each row's noise; None: those of ``part``.
 
     Returns:
         ``loss`` (weighted sum), ``diffusion``, ``autoregressive`` and ``accuracy`` (of text positions at the
-        drawn noise levels), float32 scalars.
+        drawn noise levels), float32 scalars; ``diffusion_by_noise``: sum of the diffusion loss over clips of
+        uniform noise by quarter of t, and how many there are, (2, 4) float32.
     """
     outputs: dict[str, Tensor] = {}
     loss = prompt.new_zeros((), dtype=torch.float32)
     if options.autoregressive_weight:
-        outputs["autoregressive"], cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets)
+        reading, cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets)
+        outputs["autoregressive"] = reading * share_of(part, "targets")
         loss = loss + options.autoregressive_weight * outputs["autoregressive"]
     else:
         cache = encode_prefix(backbone, prompt)[1]
 
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
-    levels = sample_noise_levels(len(canvas))
-    kinds = corruption.draw_kinds(len(canvas), drafts=drafts is not None)
-    noisy = corruption(canvas, n_targets, levels, kinds, drafts)
-    own = (kinds == KINDS.index("predictions")).to(canvas.device)
-    conditioned = torch.rand(len(canvas)).to(canvas.device) < options.self_conditioning
-    soft = None
-    if bool((own | conditioned).any()):
-        predicted, soft = _earlier_pass(backbone, noisy, cache, n_prompt, own, conditioned)
-        renoised = corruption.uniform(predicted, levels * torch.rand(len(canvas)))
-        noisy = torch.where(own[:, None], renoised, noisy)
+    noise = _draw_noise(
+        corruption, canvas, n_targets, drafts, generators or row_generators(part, len(canvas)), options
+    )
+    noisy, soft = noise.canvas, None
+    if bool((noise.own | noise.conditioned).any()):
+        predicted, soft = _earlier_pass(backbone, noisy, cache, n_prompt, noise.own, noise.conditioned)
+        noisy = noise.renoised(corruption, predicted)
     hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft)
-    outputs["diffusion"], right = diffusion_loss(
+    diffusion, tokens = diffusion_loss(
         hidden,
         canvas,
         n_targets,
@@ -124,9 +137,77 @@ def denoising_losses(
         tail_weight=options.tail_weight,
         chunk=_chunk(backbone),
     )
-    outputs["accuracy"] = right[length_mask(n_targets, canvas.shape[1])].float().mean()
+    outputs["diffusion"] = diffusion * share_of(part, "canvas")
+    on_text = length_mask(n_targets, canvas.shape[1])
+    outputs["accuracy"] = tokens.right[on_text].float().mean() * share_of(part, "targets")
+    weights = torch.where(on_text, 1.0, options.tail_weight)
+    outputs["diffusion_by_noise"] = noise.by_level((tokens.losses.detach() * weights).sum(1) / weights.sum(1))
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
     return outputs
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """What was drawn for a batch; the draws are on the CPU.
+
+    Attributes:
+        generators: What each row's noise is drawn from.
+        canvas: Corrupted canvases, (B, C) int64, on the model's device.
+        levels: t of each row, (B,) float32.
+        uniform: Rows whose canvas has uniform noise of level t and nothing else, (B,) bool.
+        own: Rows whose canvas starts from the model's own prediction, (B,) bool.
+        conditioned: Rows whose decoder sees its earlier prediction, (B,) bool.
+    """
+
+    generators: Sequence[torch.Generator]
+    canvas: Tensor
+    levels: Tensor
+    uniform: Tensor
+    own: Tensor
+    conditioned: Tensor
+
+    def renoised(self, corruption: Corruption, predicted: Tensor) -> Tensor:
+        """Put predictions (B, C), with uniform noise of a level below t, on the canvases that start so."""
+        rows = torch.nonzero(self.own)[:, 0].tolist()
+        if not rows:
+            return self.canvas
+        noisy, predicted = self.canvas.clone(), predicted.cpu()
+        for row in rows:
+            generator = self.generators[row]
+            level = self.levels[row : row + 1] * torch.rand(1, generator=generator)
+            noisy[row] = corruption.uniform(predicted[row : row + 1], level, generator)[0]
+        return noisy
+
+    def by_level(self, losses: Tensor) -> Tensor:
+        """Sums and counts of losses (B,) of uniform rows by quarter of t, (2, 4) float32."""
+        bins = (self.levels * NOISE_BINS).long().clamp(max=NOISE_BINS - 1)
+        member = nn.functional.one_hot(bins, NOISE_BINS).float() * self.uniform[:, None]
+        member = member.to(losses.device)
+        return torch.stack([losses @ member, member.sum(0)])
+
+
+def _draw_noise(
+    corruption: Corruption,
+    canvas: Tensor,
+    n_targets: Tensor,
+    drafts: Sequence[Sequence[int]] | None,
+    generators: Sequence[torch.Generator],
+    options: ObjectiveOptions,
+) -> _Noise:
+    """Draw each row's noise from its own generator, as if the row were alone."""
+    device, canvas, n_targets = canvas.device, canvas.cpu(), n_targets.cpu()
+    columns: list[tuple[Tensor, ...]] = []
+    for row, generator in enumerate(generators):
+        this = slice(row, row + 1)
+        level = sample_noise_levels(1, generator)
+        kind = corruption.draw_kinds(1, drafts=drafts is not None, generator=generator)
+        own_draft = None if drafts is None else drafts[this]
+        noisy = corruption(canvas[this], n_targets[this], level, kind, own_draft, generator)
+        seen = torch.rand(1, generator=generator) < options.self_conditioning
+        columns.append((noisy, level, kind, seen))
+    noisy, levels, kinds, conditioned = (torch.cat(column) for column in zip(*columns, strict=True))
+    uniform, own = (kinds == KINDS.index(name) for name in ("uniform", "predictions"))
+    return _Noise(generators, noisy.to(device), levels, uniform, own, conditioned)
 
 
 def _read_transcript(
@@ -168,14 +249,15 @@ def _earlier_pass(
         noisy: Canvases, (B, C) int64.
         cache: Of the prompts.
         n_prompt: Valid prompt positions, (B,) int64.
-        own: Rows whose canvas starts from what the pass predicts, (B,) bool.
-        conditioned: Rows whose decoder sees it as a signal, (B,) bool.
+        own: Rows whose canvas starts from what the pass predicts, (B,) bool on the CPU.
+        conditioned: Rows whose decoder sees it as a signal, (B,) bool on the CPU.
 
     Returns:
         Predicted canvases (B, C), those of other rows as they were; and the signal (B, C, D), zero for rows
         that are not conditioned.
     """
-    rows = torch.nonzero(own | conditioned)[:, 0]
+    rows = torch.nonzero(own | conditioned)[:, 0].to(noisy.device)
+    conditioned = conditioned.to(noisy.device)
     hidden = denoise(backbone, noisy[rows], select_cache(cache, rows), n_prompt[rows])
     guess, signal = _guess(backbone, hidden)
     soft = signal.new_zeros(*noisy.shape, signal.shape[-1])

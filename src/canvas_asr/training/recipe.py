@@ -42,7 +42,9 @@ class TrainingOptions:
 
     Attributes:
         max_steps: Optimiser steps in all.
-        batch_size: Clips (or sentences) per step, grouped by similar length.
+        batch_size: Clips (or sentences) per step, grouped by similar length; of all processes together.
+        accumulation_steps: Parts that each process cuts its share of a step into, to hold one at a time.
+        gradient_checkpointing: Compute activations again in backward instead of keeping them.
         learning_rate: Peak learning rate.
         optimizer: ``adamw``, or ``muon``: Muon for the matrices of hidden layers, AdamW for the rest.
         muon_lr_scale: Learning rate of Muon's matrices relative to ``learning_rate``, with updates scaled
@@ -58,6 +60,10 @@ class TrainingOptions:
         n_workers: Data-loader processes.
         n_threads: Threads of the training process on a CPU; 0 leaves torch's choice.
         bf16: Train under bfloat16 autocast.
+        report_to: Programs beside ``log.jsonl`` that get the figures, by their name in ``transformers``.
+        listening_gap: An evaluation warns when another clip's audio makes less difference than this.
+        listening_steps: From this step on; 0 never warns.
+        max_failed: Share of the clips that may be left out because they cannot be read; above it, stop.
         max_minutes: Stop cleanly, with a checkpoint, after this wall-clock time; 0 sets no limit.
         minutes_before: How much of ``max_minutes`` earlier runs of the same folder used.
     """
@@ -65,6 +71,8 @@ class TrainingOptions:
     max_steps: int
     batch_size: int
     learning_rate: float
+    accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
     optimizer: str = "adamw"
     muon_lr_scale: float = 2.0
     warmup_steps: int = 100
@@ -78,16 +86,21 @@ class TrainingOptions:
     n_workers: int = 1
     n_threads: int = 0
     bf16: bool = True
+    report_to: tuple[str, ...] = ("tensorboard",)
+    listening_gap: float = 0.05
+    listening_steps: int = 500
+    max_failed: float = 0.01
     max_minutes: float = 0.0
     minutes_before: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values that no run can use."""
-        for key in ("max_steps", "batch_size", "eval_steps", "save_steps", "log_steps"):
+        positive = ("max_steps", "batch_size", "accumulation_steps", "eval_steps", "save_steps", "log_steps")
+        for key in positive:
             if getattr(self, key) < 1:
                 raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be at least 1.")
         not_negative = ("warmup_steps", "weight_decay", "max_grad_norm", "seed", "n_workers", "n_threads")
-        for key in (*not_negative, "max_minutes", "minutes_before"):
+        for key in (*not_negative, "max_minutes", "minutes_before", "listening_steps", "max_failed"):
             if not 0 <= getattr(self, key) < math.inf:
                 raise RecipeError(f"training.{key} is {getattr(self, key)}; it must be 0 or more.")
         for key in ("learning_rate", "muon_lr_scale"):

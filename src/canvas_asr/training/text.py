@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
     AutoTokenizer,
@@ -31,14 +31,16 @@ from canvas_asr.languages import LANGUAGES
 from canvas_asr.processing import pad_ids
 from canvas_asr.sampler import SamplerConfig, sample
 
+from .checkpoints import load_trainable_state
 from .corruption import lay_out
-from .judging import listening, named_error_rates
-from .objective import ObjectiveOptions, denoising_losses
+from .judging import Judgement, listening, named_error_rates, transcripts_of
+from .objective import ObjectiveOptions, denoising_counts, denoising_losses
 from .recipe import Recipe, from_mapping
 from .sentences import read_sentences
+from .stage import Part, Stage
 from .text_noise import Pieces
 from .text_tasks import TextExample, TextTaskOptions, TextTasks, espeak_phonemes, repair_case
-from .trainer import StageTrainer, load_trainable_state
+from .trainer import StageTrainer
 
 
 @dataclass(frozen=True)
@@ -72,45 +74,64 @@ class TextOptions:
     n_dev: int = 16
 
 
-class TextModel(nn.Module):
+class TextModel(Stage):
     """The backbone with the two denoising losses."""
 
-    def __init__(self, backbone: DiffusionGemmaForBlockDiffusion, objective: ObjectiveOptions) -> None:
-        """Keep both; the vision tower stays as it is."""
+    def __init__(
+        self,
+        backbone: DiffusionGemmaForBlockDiffusion,
+        objective: ObjectiveOptions,
+        canvas_choices: Sequence[int] = (),
+        p_long_canvas: float = 0.0,
+    ) -> None:
+        """Keep both, and the canvas lengths of :class:`Stage`; the vision tower stays as it is."""
         super().__init__()
         self.backbone = backbone
         self.objective = objective
+        self.canvas_choices, self.p_long_canvas = canvas_choices, p_long_canvas
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_("vision" not in name)
 
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """Count targets and canvas positions."""
+        return denoising_counts(batch, self.objective)
+
+    def likely_cause(self, figures: Mapping[str, float]) -> str:
+        """Say why the canvas does not follow the prompt."""
+        return (
+            "A backbone from random weights reads its prompt late, and earlier from short sentences "
+            "(options.max_target_tokens) and with training.optimizer: muon; until it does, it cannot be used."
+        )
+
     def forward(
-        self, prompt_ids: Tensor, n_prompt: Tensor, targets: Tensor, n_targets: Tensor, canvas: Tensor
+        self,
+        prompt_ids: Tensor,
+        n_prompt: Tensor,
+        targets: Tensor,
+        n_targets: Tensor,
+        canvas: Tensor,
+        part: Part | None = None,
     ) -> dict[str, Tensor]:
         """See :func:`denoising_losses`; ``prompt_ids`` is (B, P) int64."""
         prompt = self.backbone.get_input_embeddings()(prompt_ids)
-        return denoising_losses(self.backbone, prompt, n_prompt, targets, n_targets, canvas, self.objective)
+        return denoising_losses(
+            self.backbone, prompt, n_prompt, targets, n_targets, canvas, self.objective, part=part
+        )
 
 
 class CanvasCollator:
-    """Prompts and targets to padded tensors and a canvas of a length drawn per batch."""
+    """Prompts and targets to padded tensors and the shortest canvas that holds them."""
 
-    def __init__(self, eos: int, pad: int, choices: Sequence[int], p_long: float) -> None:
-        """Keep the end and padding ids and the canvas lengths."""
+    def __init__(self, eos: int, pad: int) -> None:
+        """Keep the end and padding ids."""
         self.eos = eos
         self.pad = pad
-        self.choices = choices
-        self.p_long = p_long
 
     def canvases(self, target_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Targets with their end token, (B, U) and (B,), and clean canvases (B, C)."""
         rows = [[*ids, self.eos] for ids in target_ids]
         targets, n_targets = pad_ids(rows, self.pad)
         length = -(-targets.shape[1] // 8) * 8
-        longer = [choice for choice in self.choices if choice > length]
-        # The batch's own content seeds the choice, so that a resumed run repeats it.
-        rng = np.random.default_rng(int(targets.sum()))
-        if longer and rng.random() < self.p_long:
-            length = int(rng.choice(longer))
         return {"targets": targets, "n_targets": n_targets, "canvas": lay_out(rows, length, self.eos)}
 
     def __call__(self, examples: list[TextExample]) -> dict[str, Tensor]:
@@ -157,7 +178,7 @@ def judge(
     *,
     steps: int = 8,
     canvas_length: int = 64,
-) -> dict[str, float]:
+) -> Judgement:
     """Repair unseen sentences from noise: the stage's milestone.
 
     Args:
@@ -169,7 +190,7 @@ def judge(
 
     Returns:
         ``wer_xx`` (``cer_zh``, ``cer_hi``) by language over raw text, and what :func:`listening` gives, with
-        the prompt of the next sentence for the audio of the next clip.
+        the prompt of the next sentence for the audio of the next clip; and the readings.
     """
     readings: dict[str, list[tuple[str, str]]] = defaultdict(list)
     pieces = Pieces(tokenizer)
@@ -191,7 +212,7 @@ def judge(
             end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
             reading = str(tokenizer.decode(row[:end], skip_special_tokens=True))
             readings[language].append((text, reading.strip()))
-    return {**named_error_rates(readings), **listening(readings)}
+    return Judgement({**named_error_rates(readings), **listening(readings)}, transcripts_of(readings))
 
 
 def _fitting(
@@ -230,30 +251,31 @@ def run(recipe: Recipe) -> None:
     kept = _fitting(lists.train, tokenizer, options, "training")
     held_out = _fitting(lists.dev, tokenizer, options, "development")
     torch.manual_seed(recipe.training.seed)
-    model = TextModel(build_backbone(DiffusionGemmaConfig(**options.backbone)), options.objective)
+    model = TextModel(
+        build_backbone(DiffusionGemmaConfig(**options.backbone)),
+        options.objective,
+        options.canvas_choices,
+        options.p_long_canvas,
+    )
     if options.init:
         load_trainable_state(model, Path(options.init))
     tasks = TextTasks(tokenizer, kept, espeak_phonemes, options.tasks, recipe.training.seed)
     train = balanced(kept, languages)
     dev = {code: texts[: options.n_dev] for code, texts in held_out.items()}
 
-    def evaluate() -> dict[str, float]:
-        once = judge(model.backbone, tokenizer, dev, steps=1)
-        return {**judge(model.backbone, tokenizer, dev), **{f"{k}_1pass": v for k, v in once.items()}}
+    def evaluate() -> Judgement:
+        once, found = judge(model.backbone, tokenizer, dev, steps=1), judge(model.backbone, tokenizer, dev)
+        figures = {**found.figures, **{f"{k}_1pass": v for k, v in once.figures.items()}}
+        return Judgement(figures, found.transcripts)
 
     trainer = StageTrainer(
         model,
         TextDataset(train, tasks, recipe.training.seed),
         [float(len(text.encode())) for text, _ in train],
-        CanvasCollator(
-            int(tokenizer.eos_token_id),
-            int(tokenizer.pad_token_id),
-            options.canvas_choices,
-            options.p_long_canvas,
-        ),
+        CanvasCollator(int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)),
         recipe.training,
         recipe.output_dir,
         evaluate,
     )
-    trainer.run()
-    model.backbone.save_pretrained(recipe.output_dir / "backbone")
+    if trainer.run():
+        model.backbone.save_pretrained(recipe.output_dir / "backbone")
