@@ -16,6 +16,7 @@ here (AC-3 and MPEG-TS, say) are read as far as they go.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -69,6 +70,45 @@ def load_audio(source: AudioSource, sample_rate_hz: int | None = None) -> Sample
             raise AudioError(f"{path}: a file states its own rate; give sample_rate_hz for arrays only")
         return _load_file(path)
     return _load_array(source, sample_rate_hz)
+
+
+def decode_audio(content: bytes, name: str) -> Samples:
+    """Read the content of an audio file that is held in memory, as a table of a data set has it.
+
+    Args:
+        content: The whole file.
+        name: What errors call it.
+
+    Returns:
+        Samples (n,) as :func:`load_audio` gives them.
+
+    Raises:
+        AudioError: If the content is not audio, damaged, cut off or without samples.
+    """
+    return _check_length(_decode(io.BytesIO(content), name), name)
+
+
+def audio_seconds(source: str | os.PathLike[str] | bytes, name: str) -> float:
+    """Length of an audio file, from its header where that tells, otherwise by decoding it.
+
+    Args:
+        source: Its path, or its content.
+        name: What errors call it.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        AudioError: If it cannot be read.
+    """
+    try:
+        info = sf.info(io.BytesIO(source) if isinstance(source, bytes) else os.fsdecode(source))
+    except (sf.SoundFileError, OSError):
+        info = None
+    if info is not None and 0 < info.frames < 2**62:
+        return float(info.frames / info.samplerate)
+    samples = decode_audio(source, name) if isinstance(source, bytes) else load_audio(source)
+    return len(samples) / SAMPLE_RATE_HZ
 
 
 # Arrays
@@ -161,8 +201,12 @@ def _load_file(path: str) -> Samples:
         raise AudioError(f"{path}: no permission to read it; check its owner and mode") from error
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    return _check_length(samples, path)
+
+
+def _check_length(samples: Samples, name: str) -> Samples:
     if not len(samples):
-        raise AudioError(f"{path}: holds no audio samples; check how it was recorded")
+        raise AudioError(f"{name}: holds no audio samples; check how it was recorded")
     return samples
 
 

@@ -17,7 +17,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import DiffusionGemmaConfig, PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
+from transformers import DiffusionGemmaConfig, PreTrainedModel, WhisperConfig
 
 from .configuration import CanvasASRConfig
 from .configuration import load_configuration as load_configuration
@@ -34,13 +34,18 @@ from .parts import (
     read_part_config,
 )
 from .processing import FEATURES_NAME as FEATURES_NAME
-from .processing import CanvasASRProcessor, load_processor, load_tokenizer
+from .processing import CanvasASRProcessor, load_feature_extractor, load_processor, load_tokenizer
 
 ADAPTER_NAME = "model.safetensors"
 
 
 def assemble(
-    backbone: str, audio_encoder: str, tokenizer: str | Path, fields: dict[str, Any]
+    backbone: str,
+    audio_encoder: str,
+    tokenizer: str | Path,
+    fields: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[CanvasASRModel, CanvasASRProcessor]:
     """Join pretrained frozen parts with a fresh adapter.
 
@@ -50,14 +55,15 @@ def assemble(
             in the one above.
         tokenizer: Folder or hub name of the backbone's tokenizer.
         fields: Further fields of ``CanvasASRConfig``.
+        dtype: Of the frozen parts; the adapter, which is to learn, is float32.
 
     Returns:
-        Model, float32, and processor.
+        Model and processor.
 
     Raises:
         CheckpointError: If a part cannot be loaded.
     """
-    options = LoadOptions()
+    options = LoadOptions(dtype=dtype)
     part = find_part(backbone, None)
     frozen_config = read_part_config(DiffusionGemmaConfig, part, options.access)
     frozen, encoder = load_frozen(part, find_part(audio_encoder, None), frozen_config, options)
@@ -72,11 +78,13 @@ def assemble(
     folder = Path(audio_encoder)
     beside = folder.parent if (folder.parent / FEATURES_NAME).is_file() else folder
     try:
-        extractor = WhisperFeatureExtractor.from_pretrained(str(beside))
+        extractor = load_feature_extractor(beside, config)
         processor = CanvasASRProcessor(extractor, load_tokenizer(tokenizer, config))
     except UNREADABLE as error:
         raise cannot_load(f"{beside} or {tokenizer}", error) from error
     model = CanvasASRModel(config, backbone=frozen, audio_encoder=encoder)
+    for parameter in adapter_parameters(model).values():
+        parameter.data = parameter.data.float()  # peft makes LoRA in the precision of the weight beside it
     model.processor = processor
     return model, processor
 

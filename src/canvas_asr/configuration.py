@@ -28,6 +28,8 @@ PROJECTOR_KINDS = ("conv", "stack_mlp")
 PROJECTOR_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 ACTIVATION_OF_KIND = {"conv": "gelu", "stack_mlp": "silu"}
 LANGUAGE_TAG_PLACES = ("canvas", "none")
+AUDIO_FRONT_ENDS = ("whisper", "waveform")
+WAVEFORM_FRAME = 640  # samples of 16 kHz: 40 ms
 
 
 def text_config(config: DiffusionGemmaConfig) -> DiffusionGemmaTextConfig:
@@ -45,6 +47,9 @@ class CanvasASRConfig(PreTrainedConfig):
         audio_encoder_revision: The same for the audio encoder.
         backbone_config: Geometry of the backbone.
         audio_encoder_config: Geometry of the audio encoder.
+        audio_front_end: ``whisper``: log-mel features through the audio encoder. ``waveform``: frames of
+            40 ms, 640 samples each, straight to the projector, and the audio encoder is not run: the variant
+            that the released system's authors report as failed, for comparison.
         projector_kind: ``conv``: stride-2 convolutions and a linear map (the released shape).
             ``stack_mlp``: LayerNorm, stacked frames, SiLU MLP.
         projector_width: Channels of the convolutions, or hidden width of the MLP.
@@ -77,6 +82,7 @@ class CanvasASRConfig(PreTrainedConfig):
         audio_encoder_revision: str | None = None,
         backbone_config: DiffusionGemmaConfig | dict[str, Any] | None = None,
         audio_encoder_config: WhisperConfig | dict[str, Any] | None = None,
+        audio_front_end: str = "whisper",
         projector_kind: str = "stack_mlp",
         projector_width: int = 512,
         projector_stride: int = 2,
@@ -106,6 +112,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.audio_encoder_revision = audio_encoder_revision
         self.backbone_config = backbone_config or DiffusionGemmaConfig()
         self.audio_encoder_config = audio_encoder_config or WhisperConfig()
+        self.audio_front_end = audio_front_end
         self.projector_kind = projector_kind
         self.projector_width = projector_width
         self.projector_stride = projector_stride
@@ -138,12 +145,18 @@ class CanvasASRConfig(PreTrainedConfig):
 
     @property
     def d_audio(self) -> int:
-        """Width of the audio encoder's frames."""
-        return int(self.audio_encoder_config.d_model)
+        """Width of the frames that the projector takes: the audio encoder's, or those of the waveform."""
+        return WAVEFORM_FRAME if self.reads_waveform else int(self.audio_encoder_config.d_model)
+
+    @property
+    def reads_waveform(self) -> bool:
+        """Whether the waveform goes to the projector without an audio encoder."""
+        return self.audio_front_end == "waveform"
 
     def _check(self) -> None:
         """Raise ValueError, naming the key, for values that no model can be built from."""
         choices = (
+            ("audio_front_end", self.audio_front_end, AUDIO_FRONT_ENDS),
             ("projector_kind", self.projector_kind, PROJECTOR_KINDS),
             ("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS),
             ("language_tag_place", self.language_tag_place, LANGUAGE_TAG_PLACES),

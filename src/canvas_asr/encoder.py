@@ -11,10 +11,28 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from .configuration import CanvasASRConfig
+
 
 def n_encoder_frames(n_mel: Tensor) -> Tensor:
     """Encoder frames of clips with ``n_mel`` mel frames, (B,) int64: the second convolution has stride 2."""
     return (n_mel + 1) // 2
+
+
+def n_audio_tokens(config: CanvasASRConfig, n_features: Tensor, *, are_frames: bool = False) -> Tensor:
+    """How many audio tokens clips give, (B,) int64.
+
+    Args:
+        config: Of the model.
+        n_features: Feature frames of each clip, (B,) int64.
+        are_frames: Whether the features are what the projector takes already.
+    """
+    n_frames = n_features
+    if not (are_frames or config.reads_waveform):
+        n_frames = n_encoder_frames(n_features)
+        if config.pad_to_30s:
+            n_frames = torch.full_like(n_frames, config.audio_encoder_config.max_source_positions)
+    return (n_frames + config.projector_stride - 1) // config.projector_stride
 
 
 def length_mask(n_valid: Tensor, length: int) -> Tensor:

@@ -90,6 +90,8 @@ class CanvasASRModel(PreTrainedModel):
         self.backbone = backbone or build_backbone(config.backbone_config)
         inject_lora(self.backbone, config.lora_rank, config.lora_alpha)
         self.processor: CanvasASRProcessor | None = None  # of the checkpoint that it was loaded from
+        # Features are what the projector takes: frames of a waveform, or of the audio encoder, run before.
+        self.takes_frames = config.reads_waveform
 
     def _init_weights(self, module: Any) -> None:
         """Leave weights alone: each part initialises its own, and stock initialisation would undo LoRA's."""
@@ -98,12 +100,16 @@ class CanvasASRModel(PreTrainedModel):
         """Encode audio and project it.
 
         Args:
-            mel: Log-mel features, (B, n_mels, T_mel), right-padded.
+            mel: Log-mel features, (B, n_mels, T_mel), right-padded; with ``takes_frames``, frames
+                (B, d_audio, T).
             n_mel: Valid mel frames of each clip, (B,) int64.
 
         Returns:
             Audio tokens (B, A, D) and how many of them are valid (B,).
         """
+        if self.takes_frames:
+            given: tuple[Tensor, Tensor] = self.projector(mel.mT.to(self.ctc_tap.scale.dtype), n_mel)
+            return given
         # A frozen encoder keeps no activations.
         trains = self.audio_encoder.conv1.weight.requires_grad and torch.is_grad_enabled()
         with torch.set_grad_enabled(trains):

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from .audio import load_audio
-from .configuration import CanvasASRConfig, load_configuration
+from .configuration import WAVEFORM_FRAME, CanvasASRConfig, load_configuration
 from .errors import AudioError, CheckpointError
 from .hub import CONFIG_NAME, UNREADABLE, HubAccess, cannot_load, model_folder, quietly
 from .parts import Part
@@ -47,6 +47,44 @@ def log_mel(feature_extractor: WhisperFeatureExtractor, samples: NDArray[np.floa
     padded = np.pad(samples, (0, max(0, feature_extractor.n_fft - len(samples)))).astype(np.float32)
     features: NDArray[np.float32] = feature_extractor._torch_extract_fbank_features(padded)
     return features
+
+
+class WaveformFeatureExtractor(WhisperFeatureExtractor):
+    """Frames of the waveform in place of log-mel features: (640, T), 40 ms each, nothing computed."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Set up.
+
+        Args:
+            kwargs: As for its parent, whose mel filters are not used.
+        """
+        super().__init__(
+            **{**kwargs, "feature_size": 80, "hop_length": WAVEFORM_FRAME, "n_fft": WAVEFORM_FRAME}
+        )
+        self.feature_size = WAVEFORM_FRAME
+
+    def _torch_extract_fbank_features(
+        self, waveform: NDArray[np.float32], device: str = "cpu"
+    ) -> NDArray[np.float32]:
+        """Cut samples (N,) into frames, (640, N // 640)."""
+        n_frames = len(waveform) // WAVEFORM_FRAME
+        return np.ascontiguousarray(waveform[: n_frames * WAVEFORM_FRAME].reshape(n_frames, WAVEFORM_FRAME).T)
+
+
+def load_feature_extractor(
+    source: str | Path, config: CanvasASRConfig, **access: Any
+) -> WhisperFeatureExtractor:
+    """Load the features of an audio encoder; of a waveform, none need be stored.
+
+    Args:
+        source: Folder or hub name.
+        config: Of the model.
+        access: To the hub, as ``from_pretrained`` takes it.
+    """
+    if config.reads_waveform:
+        return WaveformFeatureExtractor()
+    extractor: WhisperFeatureExtractor = WhisperFeatureExtractor.from_pretrained(str(source), **access)
+    return extractor
 
 
 def pad_mels(mels: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
@@ -274,7 +312,7 @@ def load_processor(folder: Path, config: CanvasASRConfig) -> CanvasASRProcessor:
     try:
         tokenizer = load_tokenizer(folder, config)
         path = paths[1]
-        processor = CanvasASRProcessor(WhisperFeatureExtractor.from_pretrained(str(folder)), tokenizer)
+        processor = CanvasASRProcessor(load_feature_extractor(folder, config), tokenizer)
         path = folder / CONFIG_NAME
         check_tokens(processor, config)
     except UNREADABLE as error:
@@ -302,7 +340,7 @@ def processor_of_parts(
             part.source, config, own_config=config.backbone_config, **access.options(part.revision)
         )
         part = encoder
-        extractor = WhisperFeatureExtractor.from_pretrained(part.source, **access.options(part.revision))
+        extractor = load_feature_extractor(part.source, config, **access.options(part.revision))
         part = backbone
         processor = CanvasASRProcessor(extractor, tokenizer)
         check_tokens(processor, config)

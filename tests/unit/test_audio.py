@@ -16,7 +16,7 @@ import pytest
 import soundfile as sf
 from audio_files import ENCODERS, SUFFIXES, tone, write_audio
 
-from canvas_asr.audio import SAMPLE_RATE_HZ, load_audio
+from canvas_asr.audio import SAMPLE_RATE_HZ, audio_seconds, decode_audio, load_audio
 from canvas_asr.errors import AudioError
 
 RATES_HZ = (8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000)
@@ -383,3 +383,24 @@ def test_bad_samples_and_rates_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "rate.wav").write_bytes(header)
     with pytest.raises(AudioError, match=r"rate\.wav: a sample rate of 16 Hz is outside"):
         load_audio(tmp_path / "rate.wav")
+
+
+# Content in memory
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".mp3", ".m4a"])
+def test_content_in_memory_is_what_the_file_is(suffix: str, tmp_path: Path) -> None:
+    path = write_audio(tmp_path / f"a{suffix}", tone(44_100), 44_100)
+    content = path.read_bytes()
+    samples = load_audio(path)
+    np.testing.assert_array_equal(decode_audio(content, "row 3"), samples)
+    for source in (content, path):
+        assert audio_seconds(source, "row 3") == pytest.approx(len(samples) / SAMPLE_RATE_HZ, abs=0.06)
+    with pytest.raises(AudioError, match=r"row 3: "):
+        decode_audio(content[: len(content) // 2], "row 3")
+
+
+def test_content_that_is_not_audio_is_named() -> None:
+    for read in (decode_audio, audio_seconds):
+        with pytest.raises(AudioError, match=r"row 7: cannot be read as audio"):
+            read(b"no audio at all, " * 50, "row 7")
