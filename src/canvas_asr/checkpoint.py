@@ -26,6 +26,7 @@ from .hub import UNREADABLE, cannot_load
 from .modeling import CanvasASRModel
 from .parts import (
     LoadOptions,
+    OtherParts,
     Part,
     check_fit,
     compute_dtype,
@@ -248,8 +249,6 @@ def load_checkpoint(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     options: LoadOptions | None = None,
-    backbone: str | None = None,
-    audio_encoder: str | None = None,
     config: CanvasASRConfig | None = None,
 ) -> tuple[CanvasASRModel, CanvasASRProcessor]:
     """Load a checkpoint folder.
@@ -259,8 +258,6 @@ def load_checkpoint(
         device: Where the model goes.
         dtype: Of its tensors.
         options: More than device and dtype, in place of them.
-        backbone: Folder or hub name, in place of the one that the configuration names.
-        audio_encoder: The same for the audio encoder.
         config: In place of the folder's.
 
     Returns:
@@ -269,24 +266,26 @@ def load_checkpoint(
     Raises:
         CheckpointError: Naming the file or the tensor that is missing or does not fit.
     """
+    options = options or LoadOptions(device=device, dtype=dtype)
     config = config or load_configuration(folder)
     processor = load_processor(folder, config)
     path = folder / ADAPTER_NAME
     state = read_adapter(path, config)
-    if backbone:
-        config.backbone, config.backbone_revision = backbone, None
-    if audio_encoder:
-        config.audio_encoder, config.audio_encoder_revision = audio_encoder, None
-    model = build_model(
-        config,
-        state,
-        path,
-        find_part(config.backbone, config.backbone_revision, None if backbone else folder),
-        find_part(config.audio_encoder, config.audio_encoder_revision, None if audio_encoder else folder),
-        options or LoadOptions(device=device, dtype=dtype),
-    )
+    backbone = _choose_part("backbone", config, options.others, folder)
+    encoder = _choose_part("audio_encoder", config, options.others, folder)
+    model = build_model(config, state, path, backbone, encoder, options)
     model.processor = processor
     return model, processor
+
+
+def _choose_part(kind: str, config: CanvasASRConfig, others: OtherParts, folder: Path) -> Part:
+    """Find a frozen part, the configuration's or another, and let the configuration name what is taken."""
+    other, revision = others.name(kind), getattr(others, f"{kind}_revision")
+    if other:
+        setattr(config, kind, other)
+    if other or revision:
+        setattr(config, f"{kind}_revision", revision)
+    return find_part(getattr(config, kind), getattr(config, f"{kind}_revision"), None if other else folder)
 
 
 def build_model(

@@ -136,7 +136,7 @@ class CanvasDecoder:
         mel: Tensor,
         n_mel: Tensor,
         *,
-        clip_keys: Sequence[int],
+        clip_keys: Sequence[int] | None = None,
         steps: int = 8,
         init: str = "noise",
         canvas_length: int | None = None,
@@ -151,7 +151,7 @@ class CanvasDecoder:
         Args:
             mel: Log-mel features, (B, n_mels, T_mel), right-padded.
             n_mel: Valid mel frames, (B,) int64.
-            clip_keys: What identifies each clip; its noise is drawn from (seed, key).
+            clip_keys: A clip's noise is drawn from (seed, key); None: from how many mel frames it has.
             steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
             init: ``noise`` or ``draft``.
             canvas_length: Tokens of the canvas; None takes the checkpoint's.
@@ -171,6 +171,7 @@ class CanvasDecoder:
             steps=steps, init=init, canvas_length=canvas_length, seed=seed, language=language
         )
         tag = None if language is None else self.languages.get(language)
+        keys = n_mel.tolist() if clip_keys is None else clip_keys
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens)
         readings = greedy_ctc(ctc, n_audio, self.config.blank_token_id)
@@ -185,7 +186,7 @@ class CanvasDecoder:
             n_prompt,
             self.vocabulary,
             options,
-            clip_keys=clip_keys,
+            clip_keys=keys,
             tags=[tag] * len(mel),
             drafts=readings if drafts is None else drafts,
             on_pass=on_pass,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -83,8 +82,7 @@ def generate(
     if attention_mask is None:
         n_mel = torch.full((len(input_features),), input_features.shape[-1])
     else:
-        n_mel = attention_mask.sum(dim=-1).to(torch.long).cpu()
-    clips = [mel[:, :n] for mel, n in zip(input_features.float().cpu(), n_mel.tolist(), strict=True)]
+        n_mel = attention_mask.sum(dim=-1).to(torch.long)
     decoder = CanvasDecoder(model, processor)
     eos = decoder.vocabulary.eos
 
@@ -95,7 +93,6 @@ def generate(
     decoded = decoder(
         input_features.to(device),
         n_mel.to(device),
-        clip_keys=[_key(clip) for clip in clips],
         on_draft=None if streamer is None else lambda drafts: streamer.put(pad_ids(drafts, eos)[0]),
         on_pass=show,
         **options,
@@ -104,8 +101,3 @@ def generate(
         streamer.end()
     pad = processor.tokenizer.pad_token_id
     return pad_ids([one.ids for one in decoded], eos if pad is None else int(pad))[0].to(device)
-
-
-def _key(mel: Tensor) -> int:
-    """Identify a clip by its features, (n_mels, T)."""
-    return int.from_bytes(blake2b(mel.contiguous().numpy().tobytes(), digest_size=8).digest(), "big") >> 1

@@ -13,18 +13,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
-
-from .audio import SAMPLE_RATE_HZ, load_audio
+# What is heavy is imported by the function that needs it: --help and a missing library are told at once.
 from .cli.messages import exit_code
+from .cli.model_options import add_model_options, add_place_options, load_arguments
 from .errors import CheckpointError
-from .modeling import CanvasASRModel
-from .processing import CanvasASRProcessor
-from .transcriber import Transcriber
-from .transcriber import load as load_transcriber
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
+
+    from .modeling import CanvasASRModel
 
 RELEASED_MODEL = "interfaze-ai/diffusion-gemma-asr-small"
 OFFLINE_ADVICE = (
@@ -34,22 +34,25 @@ OFFLINE_ADVICE = (
 
 
 def load(
-    path: str | os.PathLike[str] = RELEASED_MODEL, device: str | torch.device | None = None
+    path: str | os.PathLike[str] = RELEASED_MODEL, device: str | torch.device | None = None, **options: Any
 ) -> tuple[CanvasASRModel, PreTrainedTokenizerBase, WhisperFeatureExtractor]:
     """Load a model.
 
     Args:
         path: Anything that :func:`canvas_asr.load` takes.
         device: A PyTorch device; None takes the GPU if there is one.
+        options: Further ones of :func:`canvas_asr.load`, such as ``dtype``, ``revision`` and ``backbone``.
 
     Returns:
         The model, its tokenizer and its feature extractor.
 
     Raises:
         CheckpointError: If it cannot be loaded.
-        OptionError: If the device does not exist here.
+        OptionError: If the device does not exist here, or an option is wrong.
     """
-    asr = load_transcriber(path, device=device)
+    from .transcriber import load
+
+    asr = load(path, device=device, **options)
     return asr.model, asr.processor.tokenizer, asr.processor.feature_extractor
 
 
@@ -73,6 +76,10 @@ def transcribe(
         AudioError: If the samples are no audio, or longer than the model's limit.
         OptionError: If ``max_steps`` is below 1.
     """
+    from .audio import SAMPLE_RATE_HZ
+    from .processing import CanvasASRProcessor
+    from .transcriber import Transcriber
+
     asr = Transcriber(model, CanvasASRProcessor(fe, tok))
     return asr.transcribe((wav, SAMPLE_RATE_HZ), steps=max_steps).text
 
@@ -95,17 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("audio", metavar="AUDIO", help="a file of any format")
     parser.add_argument("--model", default=RELEASED_MODEL, metavar="PATH", help=f"default {RELEASED_MODEL}")
     parser.add_argument("--max-steps", type=int, default=16, help="denoising passes (default 16)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
+    add_place_options(parser.add_argument_group("where it runs"))
+    add_model_options(parser)
     options = parser.parse_args(argv)
     return exit_code(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .audio import load_audio
+    from .hub import is_hub_name
+
     wav = load_audio(options.audio)  # before the model: a bad file costs no download
     try:
-        model, tok, fe = load(options.model, device=options.device)
+        model, tok, fe = load(options.model, **load_arguments(options))
     except CheckpointError as error:
-        if Path(options.model).exists():
+        about, _, _ = str(error).partition(":")
+        if Path(options.model).exists() or not is_hub_name(about):
             raise
         raise CheckpointError(f"{error} Otherwise, {OFFLINE_ADVICE}.") from error
     print(transcribe(wav, model, tok, fe, max_steps=options.max_steps))

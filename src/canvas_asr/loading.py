@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import DiffusionGemmaConfig, WhisperConfig
 
 from .checkpoint import build_model, load_checkpoint
 from .configuration import CanvasASRConfig
 from .errors import CheckpointError, OptionError
 from .hub import MODEL_TYPE, RELEASED_SUFFIXES, HubAccess, model_folder, model_type, released_file
 from .modeling import CanvasASRModel
-from .parts import LoadOptions, find_part, read_part_config
+from .parts import LoadOptions
 from .processing import CanvasASRProcessor, processor_of_parts
-from .published import AUDIO_ENCODER, BACKBONE
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 logger = logging.getLogger(__name__)
 
@@ -39,56 +35,23 @@ def find_device(device: str | torch.device | None) -> torch.device:
         raise OptionError(f"device is {str(device)!r}, which is not usable here; use 'cpu'.") from error
 
 
-def load_options(
-    *,
-    device: torch.device | None = None,
-    dtype: str | torch.dtype,
-    device_map: Any = None,
-    quantization_config: Any = None,
-    attn_implementation: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    cache_dir: str | None = None,
-) -> LoadOptions:
-    """Check options and put them together.
-
-    Args:
-        device: None: the CPU.
-        dtype: A type or its name; ``auto``: as the backbone is stored.
-        device_map: See :class:`LoadOptions`, as for the others.
-        quantization_config: For the backbone.
-        attn_implementation: ``sdpa`` or ``eager``.
-        revision: Of the adapter.
-        token: Of an account on the hub.
-        local_files_only: Make no connection.
-        cache_dir: Of the hub's files.
+def check_one_gpu(devices: Collection[torch.device]) -> None:
+    """Refuse to record the passes of a model that is not on one CUDA device.
 
     Raises:
-        OptionError: If the dtype or the attention implementation is unknown.
+        OptionError: Naming where it is.
     """
-    kind = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if kind != "auto" and kind not in DTYPES.values():
-        raise OptionError(f"dtype is {str(dtype)!r}; choose one of {', '.join(DTYPES)}.")
-    if attn_implementation not in (None, "sdpa", "eager"):  # others take no explicit mask
-        raise OptionError(f"attn_implementation is {attn_implementation!r}; choose 'sdpa' or 'eager'.")
-    return LoadOptions(
-        device=str(device or "cpu"),
-        dtype=kind,
-        device_map=device_map,
-        quantization_config=quantization_config,
-        attn_implementation=attn_implementation,
-        access=HubAccess(revision, token, local_files_only, cache_dir),
-    )
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        places = ", ".join(sorted(map(str, devices)))
+        raise OptionError(
+            f"cuda_graphs: needs the whole model on one CUDA GPU, and it is on {places}; leave it out."
+        )
 
 
 def load_model(
     model: str | os.PathLike[str],
     options: LoadOptions,
     *,
-    folder: Path | None = None,
-    backbone: str | os.PathLike[str] | None = None,
-    audio_encoder: str | os.PathLike[str] | None = None,
     config: CanvasASRConfig | None = None,
 ) -> tuple[CanvasASRModel, CanvasASRProcessor]:
     """Load a model by whatever names it.
@@ -96,9 +59,6 @@ def load_model(
     Args:
         model: ``tiny``, a folder, ``owner/name``, or a released adapter file.
         options: Of the load.
-        folder: Of the model, where it is known already.
-        backbone: Folder or hub name, in place of the one that the checkpoint names.
-        audio_encoder: The same for the audio encoder.
         config: In place of the checkpoint's.
 
     Returns:
@@ -107,16 +67,26 @@ def load_model(
     Raises:
         CheckpointError: If something is missing, damaged or does not fit; what to do is said.
     """
-    names = [None if name is None else os.fspath(name) for name in (backbone, audio_encoder)]
-    file = Path(model) if is_released_file(model) else None
-    if file is None:
-        folder = folder or model_folder(model, options.access)
-        file = released_file(folder)
-        if file is None:
-            return load_checkpoint(
-                folder, options=options, backbone=names[0], audio_encoder=names[1], config=config
-            )
-    return _load_released(file, options, names[0] or BACKBONE, names[1] or AUDIO_ENCODER)
+    place = find_model(model, options.access)
+    if place.is_file():
+        return _load_released(place, options)
+    return load_checkpoint(place, options=options, config=config)
+
+
+def find_model(model: str | os.PathLike[str], access: HubAccess) -> Path:
+    """Find what a name stands for: the folder of a checkpoint, or a released adapter file.
+
+    Args:
+        model: See :func:`load_model`.
+        access: To the hub.
+
+    Raises:
+        CheckpointError: If there is no such model, or it cannot be had.
+    """
+    if is_released_file(model):
+        return Path(model)
+    folder = model_folder(model, access)
+    return released_file(folder) or folder
 
 
 def is_released_file(model: str | os.PathLike[str]) -> bool:
@@ -133,38 +103,33 @@ def is_released_file(model: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _load_released(
-    file: Path, options: LoadOptions, backbone: str, audio_encoder: str
-) -> tuple[CanvasASRModel, CanvasASRProcessor]:
-    """Import a released adapter file onto its frozen parts.
+def _load_released(file: Path, options: LoadOptions) -> tuple[CanvasASRModel, CanvasASRProcessor]:
+    """Import a released adapter file onto its frozen parts, and say what had to be guessed.
 
     Raises:
         CheckpointError: If a tensor has no certain place, or a part cannot be loaded.
     """
-    from .conversion import import_adapter  # builds on this package's checkpoints
+    from .conversion.model import import_model  # builds on this package's checkpoints
+    from .conversion.settings import unknown_tokens
 
-    backbone_part, encoder_part = find_part(backbone, None), find_part(audio_encoder, None)
-    backbone_config = read_part_config(DiffusionGemmaConfig, backbone_part, options.access)
-    encoder_config = read_part_config(WhisperConfig, encoder_part, options.access)
-    imported = import_adapter(file, backbone_config, encoder_config)
-    logger.info("%s", imported.report)
-    if imported.guesses:
+    found = import_model(file, options.others, options.access)
+    config, adapter = found.config, found.adapter
+    logger.info("%s", adapter.report)
+    if adapter.guesses:
         logger.warning(
             "%s does not say %s: these are guesses, which `canvas-asr convert` shows and can score.",
             file.name,
-            ", ".join(imported.guesses),
+            ", ".join(adapter.guesses),
         )
-    try:
-        config = CanvasASRConfig(
-            backbone=backbone,
-            audio_encoder=audio_encoder,
-            backbone_config=backbone_config,
-            audio_encoder_config=encoder_config,
-            **imported.fields,
+    processor = processor_of_parts(found.backbone, found.audio_encoder, config, options.access)
+    if unknown := unknown_tokens(processor, config.prompt_prefix, config.prompt_suffix):
+        logger.warning(
+            "%s: the prompt that is guessed names %s, which the tokenizer of %s does not have and spells in "
+            "pieces; `canvas-asr convert` takes another as --prompt-prefix and --prompt-suffix.",
+            file.name,
+            ", ".join(dict.fromkeys(unknown)),
+            config.backbone,
         )
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    processor = processor_of_parts(backbone_part, encoder_part, config, options.access)
-    model = build_model(config, imported.state, file, backbone_part, encoder_part, options)
+    model = build_model(config, adapter.state, file, found.backbone, found.audio_encoder, options)
     model.processor = processor
     return model, processor

@@ -23,7 +23,8 @@ from .backbone import build_backbone, denoise, encode_prefix, inject_lora, outpu
 from .configuration import CanvasASRConfig
 from .encoder import encode_audio
 from .errors import OptionError
-from .hub import upload
+from .hub import HubAccess, upload
+from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
 from .projector import AudioProjector, CTCTap
 from .registration import register
@@ -179,6 +180,8 @@ class CanvasASRModel(PreTrainedModel):
         attn_implementation: str | None = None,
         backbone: str | os.PathLike[str] | None = None,
         audio_encoder: str | os.PathLike[str] | None = None,
+        backbone_revision: str | None = None,
+        audio_encoder_revision: str | None = None,
         **kwargs: Any,
     ) -> CanvasASRModel:
         """Load a checkpoint, or an adapter and the frozen parts that it names.
@@ -196,6 +199,8 @@ class CanvasASRModel(PreTrainedModel):
             attn_implementation: ``sdpa`` or ``eager``.
             backbone: Folder or hub name, in place of the one that the checkpoint names.
             audio_encoder: The same for the audio encoder.
+            backbone_revision: Branch, tag or commit of the backbone, in place of the configuration's.
+            audio_encoder_revision: The same for the audio encoder.
             kwargs: What the Auto classes and pipelines add for classes of other kinds.
 
         Returns:
@@ -206,21 +211,18 @@ class CanvasASRModel(PreTrainedModel):
             OptionError: If the dtype is unknown.
             TypeError: For an argument that is none of these.
         """
-        from .loading import load_model, load_options
+        from .loading import load_model
 
         _refuse_unknown(kwargs, cls.__name__)
-        options = load_options(
+        options = LoadOptions(
             dtype=kwargs.get("torch_dtype", dtype) or "auto",
             device_map=device_map,
             quantization_config=quantization_config,
             attn_implementation=attn_implementation,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-            cache_dir=cache_dir,
+            access=HubAccess(revision, token, local_files_only, cache_dir),
+            others=OtherParts(backbone, audio_encoder, backbone_revision, audio_encoder_revision),
         )
-        source = pretrained_model_name_or_path
-        return load_model(source, options, backbone=backbone, audio_encoder=audio_encoder, config=config)[0]
+        return load_model(pretrained_model_name_or_path, options, config=config)[0]
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], *, push_to_hub: bool = False, **kwargs: Any
@@ -285,7 +287,7 @@ class CanvasASRModel(PreTrainedModel):
             init: What the canvas starts from: ``noise``, or the CTC ``draft``.
             canvas_length: Tokens of the canvas; None: the checkpoint's.
             language: Code of all clips; None detects it.
-            seed: Of the noise, which is drawn for each clip from it and the clip's features.
+            seed: Of the noise, which is drawn for each clip from it and the clip's length.
             streamer: Is shown the draft (B, L), then the canvas (B, C) after every pass.
             processor: Of the checkpoint; None: the one that came with the model.
 

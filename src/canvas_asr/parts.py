@@ -7,6 +7,7 @@ device that it is for where ``accelerate`` is installed.
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, 
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration import CanvasASRConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 from .hub import DEFAULT_ACCESS, UNREADABLE, HubAccess, cannot_load, is_hub_name, quietly
 
 # A stock Whisper checkpoint holds its encoder under this prefix.
 _WHISPER_KEYS = {r"^model\.encoder\.": ""}
 
-COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager")  # others take no explicit mask
 # Geometry that an adapter's tensors depend on.
 _BACKBONE_KEYS = (
     "hidden_size",
@@ -40,16 +42,41 @@ _ENCODER_KEYS = ("d_model", "num_mel_bins")
 
 
 @dataclass(frozen=True)
+class OtherParts:
+    """Frozen parts to take in place of those that a checkpoint names; None keeps what it says.
+
+    Attributes:
+        backbone: Folder or hub name.
+        audio_encoder: The same.
+        backbone_revision: Branch, tag or commit of the backbone on the hub.
+        audio_encoder_revision: The same of the audio encoder.
+    """
+
+    backbone: str | os.PathLike[str] | None = None
+    audio_encoder: str | os.PathLike[str] | None = None
+    backbone_revision: str | None = None
+    audio_encoder_revision: str | None = None
+
+    def name(self, kind: str) -> str | None:
+        """Give the name of ``backbone`` or ``audio_encoder``; a folder's is one that holds from anywhere."""
+        name: str | os.PathLike[str] | None = getattr(self, kind)
+        if name is None:
+            return None
+        return os.path.abspath(name) if Path(name).is_dir() else os.fspath(name)
+
+
+@dataclass(frozen=True)
 class LoadOptions:
-    """How tensors are loaded.
+    """How a model is loaded.
 
     Attributes:
         device: Where the model goes, unless there is a device map.
-        dtype: Of its tensors; ``auto``: as the backbone is stored.
+        dtype: Of its tensors, or the type's name; ``auto``: as the backbone is stored.
         device_map: For the backbone, as ``from_pretrained`` takes it.
         quantization_config: For the backbone, likewise.
-        attn_implementation: For both parts; None: the library's choice.
+        attn_implementation: ``sdpa`` or ``eager``, for both parts; None: the library's choice.
         access: To the hub.
+        others: In place of the parts that the checkpoint names.
     """
 
     device: str = "cpu"
@@ -58,6 +85,18 @@ class LoadOptions:
     quantization_config: Any = None
     attn_implementation: str | None = None
     access: HubAccess = DEFAULT_ACCESS
+    others: OtherParts = OtherParts()
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a dtype or an attention implementation that is unknown."""
+        dtype = DTYPES.get(self.dtype, self.dtype) if isinstance(self.dtype, str) else self.dtype
+        if dtype != "auto" and dtype not in DTYPES.values():
+            raise OptionError(f"dtype is {str(self.dtype)!r}; choose one of {', '.join(DTYPES)}.")
+        if self.attn_implementation not in (None, *ATTENTION):
+            raise OptionError(
+                f"attn_implementation is {self.attn_implementation!r}; choose one of {', '.join(ATTENTION)}."
+            )
+        object.__setattr__(self, "dtype", dtype)
 
 
 @dataclass(frozen=True)
@@ -218,7 +257,7 @@ def compute_dtype(backbone: DiffusionGemmaForBlockDiffusion) -> torch.dtype:
     """Give the precision that a backbone computes in: that of its embeddings, which no method quantises."""
     embeddings: Any = backbone.get_input_embeddings()
     found: torch.dtype = embeddings.weight.dtype
-    return found if found in COMPUTE_DTYPES else torch.bfloat16
+    return found if found in DTYPES.values() else torch.bfloat16
 
 
 # Room on the GPU

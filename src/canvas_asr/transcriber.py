@@ -3,8 +3,8 @@
     asr = canvas_asr.load("tiny")
     print(asr.transcribe("talk.mp3").text)
 
-A clip's transcript depends on its samples and the options alone: its noise is drawn from the seed and a hash
-of the samples, so neither its batch nor its place in a list changes it.
+A clip's transcript depends on its samples and the options alone: its noise is drawn from the seed and the
+clip's length, so neither its batch nor its place in a list changes it, and ``generate`` gives the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
 
 import torch
@@ -21,10 +20,10 @@ import torch
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
 from .decoding import CanvasDecoder, Decoded
 from .errors import AudioError, OptionError
-from .hub import EMBEDDED_MODEL
-from .hub import model_folder as model_folder
-from .loading import find_device, is_released_file, load_model, load_options
+from .hub import EMBEDDED_MODEL, HubAccess
+from .loading import check_one_gpu, find_device, load_model
 from .modeling import CanvasASRModel
+from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
 from .result import Token, Transcript
 
@@ -72,6 +71,9 @@ def load(
     quantization_config: Any = None,
     backbone: FilePath | None = None,
     audio_encoder: FilePath | None = None,
+    backbone_revision: str | None = None,
+    audio_encoder_revision: str | None = None,
+    cuda_graphs: bool = False,
 ) -> Transcriber:
     """Load a model.
 
@@ -89,9 +91,10 @@ def load(
         quantization_config: For the backbone, as ``from_pretrained`` takes it.
         backbone: Folder or hub name of another copy of the backbone, a quantised one for example.
         audio_encoder: The same for the audio encoder.
-
-    Returns:
-        The model, ready to transcribe.
+        backbone_revision: Branch, tag or commit of the backbone, in place of the configuration's.
+        audio_encoder_revision: The same for the audio encoder.
+        cuda_graphs: Record every shape of pass when it is first met and replay it then: faster where a few
+            shapes recur, above all with a clip at a time. On one CUDA GPU only.
 
     Raises:
         CheckpointError: If a file or tensor is missing or does not fit, a repository cannot be had, or the
@@ -101,36 +104,40 @@ def load(
     if device is not None and device_map is not None:
         raise OptionError("device and device_map are both given; give one of them.")
     place = find_device(device)
-    if dtype is None:
-        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    options = load_options(
-        device=place,
-        dtype=dtype,
+    if cuda_graphs and device_map is None:
+        check_one_gpu([place])
+    options = LoadOptions(
+        device=str(place),
+        dtype=dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16),
         device_map=device_map,
         quantization_config=quantization_config,
-        revision=revision,
-        token=token,
-        local_files_only=local_files_only,
+        access=HubAccess(revision, token, local_files_only),
+        others=OtherParts(backbone, audio_encoder, backbone_revision, audio_encoder_revision),
     )
-    folder = None if is_released_file(model) else model_folder(model, options.access)
-    return Transcriber(
-        *load_model(model, options, folder=folder, backbone=backbone, audio_encoder=audio_encoder)
-    )
+    return Transcriber(*load_model(model, options), cuda_graphs=cuda_graphs)
 
 
 class Transcriber:
     """A loaded model."""
 
-    def __init__(self, model: CanvasASRModel, processor: CanvasASRProcessor) -> None:
+    def __init__(
+        self, model: CanvasASRModel, processor: CanvasASRProcessor, *, cuda_graphs: bool = False
+    ) -> None:
         """Prepare for decoding; :func:`load` is the usual way here.
 
         Args:
             model: In evaluation mode.
             processor: Of the same checkpoint.
+            cuda_graphs: See :func:`load`; the norms of the backbone are changed for it.
+
+        Raises:
+            OptionError: If graphs are asked for and the model is not on one CUDA device.
         """
+        if cuda_graphs:
+            check_one_gpu({parameter.device for parameter in model.parameters()})
         self.model = model
         self.processor = processor
-        self.decoder = CanvasDecoder(model, processor)
+        self.decoder = CanvasDecoder(model, processor, cuda_graphs=cuda_graphs)
         config = self.decoder.config
         n_mel = 2 * int(config.audio_encoder_config.max_source_positions)
         encoder_s = n_mel * int(processor.feature_extractor.hop_length) / SAMPLE_RATE_HZ
@@ -352,7 +359,6 @@ class Transcriber:
         decoded = self.decoder(
             mel.to(self.device),
             n_mel.to(self.device),
-            clip_keys=[_clip_key(clip) for clip in clips],
             on_pass=None if on_pass is None else report,
             **asdict(options),
         )
@@ -379,10 +385,6 @@ class Transcriber:
             truncated=decoded.truncated,
             draft=self.processor.text([i for i in decoded.draft if is_text[i]]),
         )
-
-
-def _clip_key(samples: Samples) -> int:
-    return int.from_bytes(blake2b(samples.tobytes(), digest_size=8).digest(), "big") >> 1
 
 
 def _name(transcript: Transcript, source: AudioSource) -> Transcript:

@@ -82,6 +82,20 @@ def test_the_folder_transcribes_as_the_model_did(
         assert other.tokens == one.tokens
 
 
+def test_info_counts_an_adapter_file_on_its_parts(
+    parts: Path, source: CanvasASRModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = ["--backbone", str(parts / "backbone"), "--audio-encoder", str(parts / "audio_encoder")]
+    assert cli.main(["info", str(parts / "adapter.pt"), *frozen, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    adapter = adapter_state(source)
+    assert facts["parameters"]["trained"] == sum(tensor.numel() for tensor in adapter.values())
+    assert facts["LoRA"].startswith("rank 4, ")
+    assert facts["weights here"] == (parts / "adapter.pt").stat().st_size
+    assert cli.main(["info", str(parts / "adapter.pt"), *frozen[2:]]) == 1
+    assert "`hf download google/diffusiongemma-26B-A4B-it`" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten_unasked(
     parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

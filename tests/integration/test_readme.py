@@ -16,7 +16,7 @@ import pytest
 from small_models import TINY, small_model, small_processor
 
 import canvas_asr
-from canvas_asr import cli, transcriber
+from canvas_asr import cli
 from canvas_asr.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_its_python_runs(
 ) -> None:
     """With a small random model in place of the embedded one: the words differ, the calls are the same."""
     save_checkpoint(small_model(), small_processor(), tmp_path, whole=True)
-    monkeypatch.setattr(transcriber, "model_folder", lambda *_: tmp_path)
+    monkeypatch.setattr("canvas_asr.loading.model_folder", lambda *_: tmp_path)
     monkeypatch.chdir(ROOT)
     session = run_snippets()
     assert isinstance(session["asr"], canvas_asr.Transcriber)

@@ -76,8 +76,7 @@ def test_names_have_an_owner(name: str, is_name: bool) -> None:
 
 
 @pytest.fixture
-def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubAccess:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def access(tmp_path: Path) -> HubAccess:
     return HubAccess(cache_dir=str(tmp_path / "cache"))
 
 
@@ -172,6 +171,7 @@ def test_an_upload_that_is_refused_is_one_error(tmp_path: Path, monkeypatch: pyt
 
 def test_a_transformers_without_the_backbone_is_one_error() -> None:
     code = """
+import sys
 import transformers
 
 lazy = type(transformers)
@@ -185,7 +185,11 @@ def without(self, name):
 lazy.__getattr__ = without
 from canvas_asr.cli import main
 
-print(main(["transcribe", "clip.wav"]))
+for command in (["transcribe", "clip.wav"], ["info", "tiny"], ["convert", "adapter.pt", "out"]):
+    print(main(command))
+from canvas_asr.inference import main
+
+print(main([sys.argv[1]]))
 import canvas_asr
 
 try:
@@ -193,10 +197,11 @@ try:
 except canvas_asr.CanvasASRError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    clip = str(Path(__file__).parents[2] / "examples" / "en.flac")
+    done = subprocess.run([sys.executable, "-c", code, clip], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     advice = "has no DiffusionGemma; install one that has it: pip install 'transformers>=5.17'."
-    code_line, message = done.stdout.splitlines()
-    assert code_line == "1"
+    *codes, message = done.stdout.splitlines()
+    assert codes == ["1"] * 4
     assert message.endswith(advice)
-    assert done.stderr == f"canvas-asr: error: {message}\n"
+    assert done.stderr == f"canvas-asr: error: {message}\n" * 4

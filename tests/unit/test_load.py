@@ -17,7 +17,10 @@ from transformers.utils import logging
 
 from canvas_asr import CheckpointError, OptionError, Transcriber, load
 from canvas_asr.checkpoint import adapter_state, assemble, save_checkpoint
+from canvas_asr.conversion import ImportSettings
+from canvas_asr.conversion.convert import convert
 from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.parts import OtherParts
 from canvas_asr.processing import CanvasASRProcessor
 
 RATE_HZ = 16_000
@@ -64,6 +67,8 @@ def test_a_type_may_be_given_by_name(folder: Path, dtype: Any) -> None:
         ({"device": "meta"}, "device is 'meta'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which is not usable here; use 'cpu'"),
         ({"device": "cpu", "device_map": "auto"}, "device and device_map are both given"),
+        ({"device": "cpu", "cuda_graphs": True}, "cuda_graphs: needs .* one CUDA GPU, and it is on cpu"),
+        ({"device_map": {"": "cpu"}, "cuda_graphs": True}, "cuda_graphs: .* it is on cpu; leave it out"),
     ],
 )
 def test_what_is_not_there_is_refused(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -90,6 +95,25 @@ def test_loading_says_nothing_and_changes_no_setting(folder: Path, capfd: pytest
     assert capfd.readouterr() == ("", "")
     assert (torch.get_num_threads(), logging.get_verbosity()) == (threads, verbosity)
     assert logging.is_progress_bar_enabled()
+
+
+def test_recorded_passes_are_an_option_of_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the device's check taken for passed: the same code runs on a CPU, only not recorded."""
+    plain = load(folder, device="cpu")
+    assert plain.decoder.graphs is None
+    asked: list[Any] = []
+    monkeypatch.setattr("canvas_asr.transcriber.check_one_gpu", asked.append)
+    recorded = load(folder, device="cpu", cuda_graphs=True)
+    assert recorded.decoder.graphs is not None
+    assert asked == [[torch.device("cpu")], {torch.device("cpu")}]
+    assert same_transcript(recorded, plain.model)
+
+
+@pytest.mark.gpu
+def test_recorded_passes_transcribe_the_same_on_a_gpu(folder: Path) -> None:
+    clip = (tones(1.2, 0), RATE_HZ)
+    plain, recorded = (load(folder, device="cuda", dtype="float32", cuda_graphs=on) for on in (False, True))
+    assert recorded.transcribe(clip, steps=3).text == plain.transcribe(clip, steps=3).text
 
 
 @pytest.mark.skipif(
@@ -128,8 +152,6 @@ def trained(parts: dict[str, Path]) -> CanvasASRModel:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    # Set here too: a conftest that imports transformers may come before the environment is set.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -210,6 +232,26 @@ def test_parts_may_be_replaced_by_others(
         load(tmp_path, device="cpu", backbone="nowhere")
 
 
+def test_parts_have_revisions_of_their_own(
+    trained: CanvasASRModel, parts: dict[str, Path], cache: Path, tmp_path: Path
+) -> None:
+    put_in_cache(cache, BACKBONE, parts[BACKBONE], revision="v3")
+    put_in_cache(cache, ENCODER, parts[ENCODER])
+    trained.save_pretrained(tmp_path / "named")
+    with pytest.raises(CheckpointError, match=rf"^{BACKBONE}: .* `hf download {BACKBONE}` "):
+        load(tmp_path / "named", device="cpu")
+    loaded = load(tmp_path / "named", device="cpu", backbone_revision="v3")
+    assert same_transcript(loaded, trained)
+    torch.save(adapter_state(trained), tmp_path / "adapter.pt")
+    settings = ImportSettings(prompt_prefix="<bos>", prompt_suffix="", blank_token_id=6, canvas_length=24)
+    others = OtherParts(BACKBONE, ENCODER, backbone_revision="v3")
+    convert(tmp_path / "adapter.pt", tmp_path / "converted", settings, others=others)
+    of_file = load(tmp_path / "adapter.pt", device="cpu", **vars(others))
+    for asr in (loaded, of_file, load(tmp_path / "converted", device="cpu")):
+        assert (asr.model.config.backbone, asr.model.config.backbone_revision) == (BACKBONE, "v3")
+        assert asr.model.config.audio_encoder_revision is None
+
+
 @pytest.mark.parametrize("by_folder", [False, True])
 def test_a_released_file_is_put_on_the_parts_given(
     trained: CanvasASRModel,
@@ -226,12 +268,14 @@ def test_a_released_file_is_put_on_the_parts_given(
     assert all(torch.equal(tensor, state[name]) for name, tensor in adapter_state(trained).items())
     assert loaded.model.config.projector_width == 24
     assert loaded.transcribe((tones(0.5, 0), RATE_HZ), steps=1).passes == 1
-    report, warning = (
+    report, guesses, prompt = (
         record.getMessage() for record in caplog.records if record.name == "canvas_asr.loading"
     )
     assert "projector" in report
-    assert warning.startswith("adapter.pt does not say ")
-    assert "lora_alpha" in warning
+    assert guesses.startswith("adapter.pt does not say ")
+    assert "lora_alpha" in guesses
+    assert "the prompt that is guessed names <|turn>, <turn|>, which the tokenizer of" in prompt
+    assert "--prompt-prefix" in prompt
 
 
 def test_a_released_file_names_the_published_parts(

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .messages import complain
+from .model_options import (
+    AUDIO_ENCODER,
+    BACKBONE,
+    HUB_ACCOUNT,
+    add_part_options,
+    add_place_options,
+    part_arguments,
+    place_arguments,
+)
 
 if TYPE_CHECKING:
     from canvas_asr.conversion import ImportedAdapter, ImportSettings
     from canvas_asr.conversion.probe import Score
 
-BACKBONE = "google/diffusiongemma-26B-A4B-it"  # published.BACKBONE, without what it imports
-AUDIO_ENCODER = "openai/whisper-small"
 # Options that are fields of ImportSettings.
 _SETTINGS = (
     "lora_alpha",
@@ -45,10 +52,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the adapter; nothing in it is executed")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an adapter that lies at OUT")
-    parts = parser.add_argument_group("frozen parts, each a folder or a hub name")
-    parts.add_argument("--backbone", default=BACKBONE, help=f"default {BACKBONE}")
-    parts.add_argument("--audio-encoder", default=AUDIO_ENCODER, help=f"default {AUDIO_ENCODER}")
-    parts.add_argument("--tokenizer", help="default: with the backbone")
+    parts = parser.add_argument_group("frozen parts, which the checkpoint then names", HUB_ACCOUNT)
+    add_part_options(parts, f"default {BACKBONE}", f"default {AUDIO_ENCODER}")
+    parts.add_argument("--tokenizer", metavar="NAME", help="folder or hub name (default: with the backbone)")
     _add_settings(parser.add_argument_group("what tensors do not tell"))
     probe = parser.add_argument_group("probe: try usual values of the settings not given (loads the weights)")
     probe.add_argument(
@@ -60,8 +66,7 @@ def add_parser(commands: Any) -> None:
         help="a clip and what is said in it; best repeated, else its audio is compared with noise",
     )
     probe.add_argument("--language", help="code of the clips, to try its tag")
-    probe.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    probe.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as for transcribe)")
+    add_place_options(probe)
 
 
 def _add_settings(group: Any) -> None:
@@ -91,15 +96,17 @@ def run(options: argparse.Namespace) -> int:
     """Convert an adapter, print its mapping, and score settings if asked."""
     from canvas_asr.conversion import ImportSettings
     from canvas_asr.conversion.convert import convert
+    from canvas_asr.hub import HubAccess
+    from canvas_asr.parts import OtherParts
 
     settings = ImportSettings(**{name: getattr(options, name) for name in _SETTINGS})
     imported = convert(
         options.file,
         options.out,
         settings,
-        backbone=options.backbone,
-        audio_encoder=options.audio_encoder,
+        others=OtherParts(**part_arguments(options)),
         tokenizer=options.tokenizer,
+        access=HubAccess(local_files_only=options.local_files_only),
         overwrite=options.overwrite,
     )
     print(imported.report)
@@ -123,7 +130,8 @@ def _probe(options: argparse.Namespace, settings: ImportSettings) -> None:
     from canvas_asr.conversion.probe import candidates, probe, table
     from canvas_asr.transcriber import load
 
-    asr = load(options.out, device=options.device, dtype=options.dtype)
+    # By the names that the checkpoint now has for its parts.
+    asr = load(options.out, local_files_only=options.local_files_only, **place_arguments(options))
     clips = [(asr.read(audio), text) for audio, text in options.probe]
     tried = candidates(settings, asr.model, asr.processor, language=options.language)
     scores = probe(asr.model, asr.processor, clips, tried, language=options.language)

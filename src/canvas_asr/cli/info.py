@@ -5,46 +5,68 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas_asr.errors import CheckpointError
+
+from .model_options import add_model_options, part_arguments
 
 if TYPE_CHECKING:
     from canvas_asr.configuration import CanvasASRConfig
 
 SAMPLE_RATE_HZ = 16_000  # audio.SAMPLE_RATE_HZ, without what reading audio imports
+WHISPER_HOP = 160  # samples from one frame of features to the next, in all of them
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of the program."""
     parser = commands.add_parser("info", help="geometry and parameters of a model", allow_abbrev=False)
     parser.set_defaults(run=run)
-    parser.add_argument("model", metavar="MODEL", help="tiny, or a folder with a checkpoint's config.json")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="tiny, a folder with a checkpoint's config.json, a name of the hub, or an adapter file",
+    )
     parser.add_argument("--json", action="store_true", help="as one JSON object")
+    add_model_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print geometry and parameters of a checkpoint; its tensors are not read."""
-    from canvas_asr.checkpoint import FEATURES_NAME, load_configuration
-    from canvas_asr.transcriber import model_folder
+    """Print geometry and parameters of a model; of tensors, those of an adapter file alone are read."""
+    from canvas_asr.configuration import load_configuration
+    from canvas_asr.conversion.model import import_model
+    from canvas_asr.hub import HubAccess
+    from canvas_asr.loading import find_model
+    from canvas_asr.parts import OtherParts
 
-    folder = model_folder(options.model)
-    config = load_configuration(folder)
-    hop_length = 160  # Whisper's own
-    features = folder / FEATURES_NAME
-    if features.is_file():
-        try:
-            hop_length = int(json.loads(features.read_text("utf-8"))["hop_length"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{features}: no JSON object with hop_length ({error}).") from error
+    access = HubAccess(options.revision, local_files_only=options.local_files_only)
+    others = OtherParts(**part_arguments(options))
+    place = find_model(options.model, access)
+    if place.is_file():
+        config, hop_length, files = import_model(place, others, access).config, WHISPER_HOP, [place]
+    else:
+        config, hop_length = load_configuration(place), _hop_length(place)
+        files = [*place.rglob("*.safetensors")]
     facts = {
         "model": options.model,
         **_geometry(config, hop_length),
         "parameters": _count_parameters(config),
-        "weights here": sum(path.stat().st_size for path in folder.rglob("*.safetensors")),
+        "weights here": sum(path.stat().st_size for path in files),
     }
     print(json.dumps(facts, ensure_ascii=False) if options.json else _facts_table(facts))
     return 0
+
+
+def _hop_length(folder: Path) -> int:
+    """Samples from one frame to the next, as the feature extractor of a checkpoint has them."""
+    path = folder / "preprocessor_config.json"  # processing.FEATURES_NAME, likewise
+    if not path.is_file():
+        return WHISPER_HOP
+    try:
+        return int(json.loads(path.read_text("utf-8"))["hop_length"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: no JSON object with hop_length ({error}).") from error
 
 
 def _geometry(config: CanvasASRConfig, hop_length: int) -> dict[str, Any]:

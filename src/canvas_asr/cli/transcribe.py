@@ -11,7 +11,8 @@ from typing import Any
 from canvas_asr.errors import AudioError
 from canvas_asr.result import Transcript
 
-from .messages import complain
+from .messages import complain, ctrl_c
+from .model_options import add_model_options, add_place_options, load_arguments
 
 
 def add_parser(commands: Any) -> None:
@@ -19,20 +20,26 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("transcribe", help="audio files to text", allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("files", nargs="+", metavar="FILE", help="audio, or video with sound, of any format")
-    parser.add_argument("--model", default="tiny", help="tiny (embedded, the default) or a checkpoint folder")
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="tiny (embedded, the default), a checkpoint folder, a name of the hub, or an adapter file",
+    )
     parser.add_argument("--language", help="code such as de; detected if not given")
     parser.add_argument("--steps", type=int, default=8, help="denoising passes (default 8)")
     parser.add_argument(
         "--init", default="noise", help="what the canvas starts from: noise (default) or draft"
     )
     parser.add_argument("--canvas", type=int, help="tokens of the canvas (default: the model's)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument(
-        "--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)"
-    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--batch-size", type=int, default=8, help="files transcribed together (default 8)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
+    place = parser.add_argument_group("where it runs")
+    add_place_options(place)
+    place.add_argument(
+        "--cuda-graphs", action="store_true", help="record the passes on a GPU: faster a file at a time"
+    )
+    add_model_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    transcriber = load(options.model, device=options.device, dtype=options.dtype)
+    transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
     n_failed = 0
     for result in transcriber.transcribe_files(
         options.files,
@@ -52,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         batch_size=options.batch_size,
     ):
+        ctrl_c.check()
         if isinstance(result, AudioError):
             n_failed += 1
             complain(f"error: {result}")

@@ -6,6 +6,8 @@
 What cannot be told for sure is refused by name; what tensors cannot tell is an explicit setting.
 """
 
+from canvas_asr import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
+
 from .adapter import ImportedAdapter, import_adapter
 from .settings import ImportSettings
 

@@ -6,16 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
-from transformers import DiffusionGemmaConfig, WhisperConfig
-
 from canvas_asr.checkpoint import write_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
 from canvas_asr.errors import CheckpointError, OptionError
-from canvas_asr.hub import DEFAULT_ACCESS
-from canvas_asr.parts import find_part, read_part_config
+from canvas_asr.hub import DEFAULT_ACCESS, HubAccess
+from canvas_asr.parts import OtherParts, find_part
 from canvas_asr.processing import CanvasASRProcessor, processor_of_parts
 
-from .adapter import ImportedAdapter, import_adapter
+from .adapter import ImportedAdapter
+from .model import import_model
 from .settings import ImportSettings, unknown_tokens
 
 
@@ -24,9 +23,9 @@ def convert(
     out: Path,
     settings: ImportSettings | None = None,
     *,
-    backbone: str,
-    audio_encoder: str,
+    others: OtherParts = OtherParts(),  # noqa: B008 - frozen
     tokenizer: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
     overwrite: bool = False,
 ) -> ImportedAdapter:
     """Convert an adapter file; the weights of its frozen parts are not needed.
@@ -35,9 +34,10 @@ def convert(
         file: The adapter.
         out: Folder to write.
         settings: What tensors cannot tell.
-        backbone: Folder or hub name of the backbone, which the checkpoint then names.
-        audio_encoder: The same for the audio encoder, its feature extractor beside it.
+        others: The frozen parts, which the checkpoint then names, where they are not the published ones; the
+            audio encoder's feature extractor lies beside it.
         tokenizer: Folder or hub name of the backbone's tokenizer; None: with the backbone.
+        access: To the hub.
         overwrite: Replace an adapter that lies at ``out``.
 
     Returns:
@@ -49,24 +49,12 @@ def convert(
     """
     out = out.resolve()
     _check_free(out, overwrite)
-    backbone_part, encoder_part, tokenizer_part = (
-        find_part(str(Path(name).resolve()) if Path(name).is_dir() else name, None)
-        for name in (backbone, audio_encoder, tokenizer or backbone)
-    )
-    backbone_config = read_part_config(DiffusionGemmaConfig, backbone_part, DEFAULT_ACCESS)
-    encoder_config = read_part_config(WhisperConfig, encoder_part, DEFAULT_ACCESS)
-    imported = import_adapter(file, backbone_config, encoder_config, settings)
-    config = CanvasASRConfig(
-        backbone=backbone_part.source,
-        audio_encoder=encoder_part.source,
-        backbone_config=backbone_config,
-        audio_encoder_config=encoder_config,
-        **imported.fields,
-    )
-    processor = processor_of_parts(tokenizer_part, encoder_part, config, DEFAULT_ACCESS)
-    _check_prompt(processor, config)
-    _write(out, config, processor, imported)
-    return imported
+    found = import_model(file, others, access, settings)
+    words = found.backbone if tokenizer is None else find_part(tokenizer, None)
+    processor = processor_of_parts(words, found.audio_encoder, found.config, access)
+    _check_prompt(processor, found.config)
+    _write(out, found.config, processor, found.adapter)
+    return found.adapter
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
