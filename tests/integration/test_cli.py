@@ -17,7 +17,7 @@ import soundfile as sf
 from small_models import TINY, small_model, small_processor
 
 import canvas_asr
-from canvas_asr import cli, transcriber
+from canvas_asr import CheckpointError, cli, inference, transcriber
 from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.cli.transcribe import text_line
 from canvas_asr.evaluation import evaluate
@@ -135,7 +135,7 @@ def test_a_terminal_without_the_letters_gets_their_numbers(
 
 
 def listen_to_ctrl_c() -> None:
-    """Undo what a child inherits of a test run that ignores or blocks Ctrl-C, as one in the background does."""
+    """Undo what a child inherits of a test run that ignores or blocks Ctrl-C, say in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
@@ -192,6 +192,43 @@ def test_the_embedded_model_transcribes_the_examples(capsys: pytest.CaptureFixtu
     assert cli.main(["transcribe", *clips]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:2] for line in lines] == [[clip, f"[{Path(clip).stem}]"] for clip in clips]
+
+
+@pytest.mark.parametrize("program", ["transcribe", "inference"])
+def test_where_a_model_is_found_and_runs_is_handed_on(
+    program: str, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def load(model: str, **arguments: Any) -> None:
+        asked.update(arguments, model=model)
+        raise CheckpointError("seen")
+
+    monkeypatch.setattr(transcriber, "load", load)
+    expected = {
+        "device_map": "auto",
+        "dtype": "auto",
+        "revision": "v1",
+        "backbone": "a/b",
+        "audio_encoder": "c/d",
+        "backbone_revision": "b1",
+        "audio_encoder_revision": "e1",
+    }
+    given = [part for name, value in expected.items() for part in (f"--{name.replace('_', '-')}", value)]
+    arguments = [files[0], "--model", "me/speech", "--local-files-only", *given]
+    main = inference.main if program == "inference" else cli.main
+    assert main(arguments if program == "inference" else [program, *arguments]) == 1
+    assert capsys.readouterr().err == "canvas-asr: error: seen\n"
+    expected |= {"model": "me/speech", "local_files_only": True, "device": None}
+    assert asked == expected | ({} if program == "inference" else {"cuda_graphs": False})
+
+
+def test_recorded_passes_without_a_gpu_are_one_line(
+    model: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert transcribe(model, files[0], "--cuda-graphs") == 1
+    message = "cuda_graphs: needs the whole model on one CUDA GPU, and it is on cpu; leave it out."
+    assert capsys.readouterr().err == f"canvas-asr: error: {message}\n"
 
 
 # Help and usage
