@@ -218,7 +218,12 @@ class AdapterModel(Stage):
         self, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
     ) -> list[list[int]]:
         """Greedy CTC readings as canvases start from them, each behind a random language tag."""
-        drafts = greedy_ctc(self.model.ctc_logits(tokens), n_audio, self.model.config.blank_token_id)
+        n_clips = max(1, states_per_chunk(self.model.config.vocab_size) // tokens.shape[1])
+        drafts = [
+            draft
+            for some, n in zip(tokens.split(n_clips), n_audio.split(n_clips), strict=True)
+            for draft in greedy_ctc(self.model.ctc_logits(some), n, self.model.config.blank_token_id)
+        ]
         if not self.tags:
             return drafts
         choice = [int(torch.randint(len(self.tags), (), generator=generator)) for generator in generators]
