@@ -14,18 +14,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration import CanvasASRConfig
 from .errors import CheckpointError, OptionError
 from .hub import DEFAULT_ACCESS, UNREADABLE, HubAccess, cannot_load, is_hub_name, quietly
+from .placement import backbone_bytes, divide_backbone
 
 # A stock Whisper checkpoint holds its encoder under this prefix.
 _WHISPER_KEYS = {r"^model\.encoder\.": ""}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMED_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+WORKING_BYTES = 2 << 30  # left free on each of several GPUs, for caches and activations
 ATTENTION = ("sdpa", "eager")  # others take no explicit mask
 # Geometry that an adapter's tensors depend on.
 _BACKBONE_KEYS = (
@@ -199,9 +201,7 @@ def load_frozen(
             in the memory of the GPU.
     """
     check_memory(backbone.source, backbone_config, options)
-    device_map = options.device_map
-    if device_map is None and options.device != "cpu" and importlib.util.find_spec("accelerate"):
-        device_map = {"": options.device}  # straight there, not by way of the computer's own memory
+    device_map = place_backbone(backbone.source, backbone_config, options)
     placed = {
         key: value
         for key, value in (("device_map", device_map), ("quantization_config", options.quantization_config))
@@ -263,8 +263,7 @@ def compute_dtype(backbone: DiffusionGemmaForBlockDiffusion) -> torch.dtype:
 # Room on the GPU
 
 _ADVICE = (
-    "give a quantised checkpoint as backbone= (FP8, experts included), or device_map='auto', which uses "
-    "several GPUs"
+    "take a larger GPU, several of them with device_map='auto', or a backbone whose experts are in FP8 too"
 )
 
 
@@ -285,49 +284,53 @@ def check_memory(source: str, config: DiffusionGemmaConfig, options: LoadOptions
     device = torch.device("cuda", place) if isinstance(place, int) else place
     if not str(device).startswith("cuda"):
         return  # the computer's own memory, or a map that is made to fit
-    dtype = options.dtype if isinstance(options.dtype, torch.dtype) else getattr(config, "dtype", None)
-    dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    dtype = _stored_dtype(config, options)
     needed = backbone_bytes(config, dtype, options.quantization_config)
     free, _ = torch.cuda.mem_get_info(device)
-    if needed is None or needed <= free:
-        return
-    smaller = 'dtype="bfloat16", which needs half, or ' if dtype == torch.float32 else ""
-    raise CheckpointError(
-        f"{source}: needs {needed / 1e9:.1f} GB on {device} in {str(dtype).removeprefix('torch.')}, and "
+    if needed is not None and needed > free:
+        raise _too_little(source, needed, free, str(device), dtype)
+
+
+def _stored_dtype(config: DiffusionGemmaConfig, options: LoadOptions) -> torch.dtype:
+    dtype = options.dtype if isinstance(options.dtype, torch.dtype) else getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+
+
+def _too_little(source: str, needed: int, free: int, place: str, dtype: torch.dtype) -> CheckpointError:
+    smaller = 'give dtype="bfloat16", which needs half, ' if dtype == torch.float32 else ""
+    return CheckpointError(
+        f"{source}: needs {needed / 1e9:.1f} GB on {place} in {str(dtype).removeprefix('torch.')}, and "
         f"{free / 1e9:.1f} GB are free; {smaller}{_ADVICE}."
     )
 
 
-def backbone_bytes(
-    config: DiffusionGemmaConfig, dtype: torch.dtype, quantization_config: Any = None
-) -> int | None:
-    """Estimate the bytes of a backbone's weights from its configuration, tied ones once.
+def place_backbone(source: str, config: DiffusionGemmaConfig, options: LoadOptions) -> Any:
+    """Give the device map of a backbone: a name such as ``auto`` becomes a place for every module.
+
+    accelerate cannot divide this backbone, whose encoder and decoder share their weights layer by layer: it
+    fails, or parts two halves of a pair. Here each pair of layers has one place, on as few GPUs as it takes.
 
     Args:
-        config: Its geometry, and how it is stored if that is quantised.
-        dtype: Of what is not quantised.
-        quantization_config: Asked for; None: as the configuration says.
+        source: Where it lies.
+        config: Its configuration.
+        options: Device map, device, precision and quantisation.
 
     Returns:
-        Bytes; None for a method of quantisation that is not known here.
+        What ``from_pretrained`` takes; None: to the CPU.
+
+    Raises:
+        CheckpointError: If the GPUs have too little room together.
     """
-    quantized = quantization_config or getattr(config, "quantization_config", None)
-    with torch.device("meta"):
-        backbone = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_dict(config.to_dict()))
-    n_all = {id(p): p.numel() for p in backbone.parameters()}
-    if quantized is None:
-        return sum(n_all.values()) * dtype.itemsize
-    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
-    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
-    if method not in ("bitsandbytes", "fp8"):
-        return None
-    n_quantized = {
-        id(module.weight): module.weight.numel()
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and name != "lm_head"
-    }
-    if method == "fp8":  # bitsandbytes leaves the experts, three-dimensional parameters, as they are
-        n_quantized |= {id(p): p.numel() for n, p in backbone.named_parameters() if ".experts." in n}
-    n_small = sum(n_quantized.values())
-    bits = 4 if settings.get("load_in_4bit") else 8
-    return (sum(n_all.values()) - n_small) * dtype.itemsize + n_small * bits // 8
+    if options.device_map not in NAMED_MAPS:
+        if options.device_map is None and options.device != "cpu" and importlib.util.find_spec("accelerate"):
+            return {"": options.device}  # straight there, not by way of the computer's own memory
+        return options.device_map
+    if not torch.cuda.is_available():
+        return {"": "cpu"}
+    free = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
+    dtype = _stored_dtype(config, options)
+    needed = backbone_bytes(config, dtype, options.quantization_config)
+    places = divide_backbone(config, needed or 0, [max(0, room - WORKING_BYTES) for room in free])
+    if places is None:
+        raise _too_little(source, needed or 0, sum(free), f"{len(free)} GPUs", dtype)
+    return places

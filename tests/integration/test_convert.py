@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +84,17 @@ def test_the_folder_transcribes_as_the_model_did(
 
 
 def test_info_counts_an_adapter_file_on_its_parts(
-    parts: Path, source: CanvasASRModel, capsys: pytest.CaptureFixture[str]
+    parts: Path, source: CanvasASRModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frozen = ["--backbone", str(parts / "backbone"), "--audio-encoder", str(parts / "audio_encoder")]
-    assert cli.main(["info", str(parts / "adapter.pt"), *frozen, "--json"]) == 0
+    shutil.copy(parts / "adapter.pt", tmp_path / "alone.pt")
+    assert cli.main(["info", str(tmp_path / "alone.pt"), *frozen, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     adapter = adapter_state(source)
     assert facts["parameters"]["trained"] == sum(tensor.numel() for tensor in adapter.values())
     assert facts["LoRA"].startswith("rank 4, ")
     assert facts["weights here"] == (parts / "adapter.pt").stat().st_size
-    assert cli.main(["info", str(parts / "adapter.pt"), *frozen[2:]]) == 1
+    assert cli.main(["info", str(tmp_path / "alone.pt"), *frozen[2:]]) == 1
     assert "`hf download google/diffusiongemma-26B-A4B-it`" in capsys.readouterr().err
 
 

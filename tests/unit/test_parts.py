@@ -19,7 +19,8 @@ from canvas_asr.checkpoint import adapter_parameters, build_model
 from canvas_asr.errors import CheckpointError
 from canvas_asr.hub import HubAccess
 from canvas_asr.modeling import CanvasASRModel
-from canvas_asr.parts import LoadOptions, Part, backbone_bytes, check_memory, find_part, read_part_config
+from canvas_asr.parts import LoadOptions, Part, check_memory, find_part, read_part_config
+from canvas_asr.placement import backbone_bytes
 from canvas_asr.published import published_config
 
 CONFIG = DiffusionGemmaConfig(**BACKBONE)

@@ -1,0 +1,106 @@
+"""How large a backbone is, and how it is divided over several GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+LAYERS = ("model.encoder.language_model.layers", "model.decoder.layers")
+
+
+def _on_meta(config: DiffusionGemmaConfig) -> DiffusionGemmaForBlockDiffusion:
+    """Build a backbone that exists in name only; its own configuration stays as it is."""
+    with torch.device("meta"):
+        return DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_dict(config.to_dict()))
+
+
+def backbone_bytes(
+    config: DiffusionGemmaConfig, dtype: torch.dtype, quantization_config: Any = None
+) -> int | None:
+    """Estimate the bytes of a backbone's weights from its configuration, tied ones once.
+
+    Args:
+        config: Its geometry, and how it is stored if that is quantised.
+        dtype: Of what is not quantised.
+        quantization_config: Asked for; None: as the configuration says.
+
+    Returns:
+        Bytes; None for a method of quantisation that is not known here.
+    """
+    quantized = quantization_config or getattr(config, "quantization_config", None)
+    backbone = _on_meta(config)
+    n_all = {id(p): p.numel() for p in backbone.parameters()}
+    if quantized is None:
+        return sum(n_all.values()) * dtype.itemsize
+    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
+    if method not in ("bitsandbytes", "fp8"):
+        return None
+    n_quantized = {
+        id(module.weight): module.weight.numel()
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    if method == "fp8":  # bitsandbytes leaves the experts, three-dimensional parameters, as they are
+        n_quantized |= {id(p): p.numel() for n, p in backbone.named_parameters() if ".experts." in n}
+    n_small = sum(n_quantized.values())
+    bits = 4 if settings.get("load_in_4bit") else 8
+    return (sum(n_all.values()) - n_small) * dtype.itemsize + n_small * bits // 8
+
+
+def divide_backbone(config: DiffusionGemmaConfig, n_bytes: int, room: Sequence[int]) -> dict[str, int] | None:
+    """Divide a backbone over GPUs, a layer of the encoder beside that of the decoder with the same weights.
+
+    Args:
+        config: Of the backbone.
+        n_bytes: Of all its weights; 0 where that is not known, which puts all of it on the first GPU.
+        room: Bytes that each GPU has for it.
+
+    Returns:
+        A GPU for every module, as ``from_pretrained`` takes it: the first that has room for all, else what is
+        no layer on the first and the layers in order on this and the next ones. None if there is too little.
+    """
+    for gpu, n_free in enumerate(room):
+        if n_bytes <= n_free:
+            return {"": gpu}
+    backbone = _on_meta(config)
+    counts: dict[int, int] = {}  # by layer; -1: all that is no layer
+    counted: set[int] = set()
+    for name, parameter in backbone.named_parameters():
+        if id(parameter) not in counted:
+            layer = _layer_of(name)
+            counts[layer] = counts.get(layer, 0) + parameter.numel()
+            counted.add(id(parameter))
+    scale = n_bytes / sum(counts.values())
+    gpu, left, gpu_of = 0, float(room[0]), {}
+    for layer in sorted(counts):
+        while counts[layer] * scale > left:
+            gpu += 1
+            # What is no layer has its place beside the prompt and the canvas, on the first GPU.
+            if layer < 0 or gpu == len(room):
+                return None
+            left = room[gpu]
+        left -= counts[layer] * scale
+        gpu_of[layer] = gpu
+    return {name: gpu_of.get(_layer_of(name), 0) for name in _modules(backbone, "")}
+
+
+def _layer_of(name: str) -> int:
+    """Number of the layer that a module or parameter is of or in; -1 if it is of none."""
+    for layers in LAYERS:
+        if name.startswith(f"{layers}."):
+            return int(name[len(layers) + 1 :].partition(".")[0])
+    return -1
+
+
+def _modules(module: nn.Module, name: str) -> Iterator[str]:
+    """Names of modules that hold every parameter once, each layer as a whole."""
+    if any(f"{layers}.".startswith(f"{name}." if name else "") for layers in LAYERS):
+        for child_name, child in module.named_children():
+            yield from _modules(child, f"{name}.{child_name}" if name else child_name)
+    else:
+        yield name
