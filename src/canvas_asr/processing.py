@@ -58,9 +58,8 @@ class WaveformFeatureExtractor(WhisperFeatureExtractor):
         Args:
             kwargs: As for its parent, whose mel filters are not used.
         """
-        super().__init__(
-            **{**kwargs, "feature_size": 80, "hop_length": WAVEFORM_FRAME, "n_fft": WAVEFORM_FRAME}
-        )
+        kwargs.update(feature_size=80, hop_length=WAVEFORM_FRAME, n_fft=WAVEFORM_FRAME)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
         self.feature_size = WAVEFORM_FRAME
 
     def _torch_extract_fbank_features(

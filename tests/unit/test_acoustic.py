@@ -236,7 +236,7 @@ def test_a_run_can_start_from_an_earlier_one(trained: Path, manifest: Path, tmp_
 def test_bad_settings_are_named(trained: Path, manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="options: unknown key 'strides'"):
         run(recipe_of(tmp_path, manifest, strides=2))
-    with pytest.raises(RecipeError, match="options: unknown key 'file'"):
+    with pytest.raises(RecipeError, match=r"options\.train\[0\]: unknown key 'file'"):
         run(recipe_of(tmp_path, manifest, train=[{"file": "x"}]))
     with pytest.raises(DataError, match=r"none\.jsonl"):
         run(recipe_of(tmp_path, manifest, train=[{"path": str(tmp_path / "none.jsonl")}]))

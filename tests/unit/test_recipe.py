@@ -10,9 +10,9 @@ import yaml
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.errors import RecipeError
 from canvas_asr.training.acoustic import AcousticOptions
-from canvas_asr.training.adapter import AdapterOptions
+from canvas_asr.training.adapter_options import AdapterOptions
 from canvas_asr.training.recipe import STAGES, Recipe, TrainingOptions, from_mapping, load_recipe
-from canvas_asr.training.speech_data import ManifestSource
+from canvas_asr.training.sources import parse_sources
 from canvas_asr.training.text import TextOptions
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -41,8 +41,8 @@ def test_every_shipped_recipe_is_one_that_its_stage_understands(path: Path) -> N
     options = from_mapping(OPTIONS[recipe.stage], recipe.options, "options")
     if isinstance(options, TextOptions):
         return
-    for source in (*options.train, *options.dev):
-        assert from_mapping(ManifestSource, source, "options").path.suffix == ".jsonl"
+    for source in parse_sources([*options.train, *options.dev], "options"):
+        assert source.set or source.path.endswith(".jsonl")
     if isinstance(options, AdapterOptions):
         CanvasASRConfig(**options.model)
 

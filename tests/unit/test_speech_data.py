@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,67 +8,16 @@ from made_up_clips import tones, write_clips
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from canvas_asr.errors import AudioError, DataError
+from canvas_asr.errors import AudioError
 from canvas_asr.manifest import read_manifest
 from canvas_asr.processing import CanvasASRProcessor, log_mel
-from canvas_asr.training.speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
+from canvas_asr.training.speech_data import SpecAugment, SpeechDataset
 
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six clips of 0.60, 0.73 ... 1.25 s."""
     return write_clips(tmp_path_factory.mktemp("clips"), 6)
-
-
-def names(sources: list[ManifestSource], **limits: float) -> list[str]:
-    return [clip.audio.stem for clip in read_sources(sources, **limits)]
-
-
-# Sources
-
-
-def test_clips_of_all_sources_in_order(manifest: Path) -> None:
-    assert names([ManifestSource(manifest)]) == list("012345")
-    assert names([ManifestSource(manifest), ManifestSource(manifest)]) == list("012345012345")
-
-
-def test_clips_too_short_or_too_long_are_left_out(manifest: Path) -> None:
-    assert names([ManifestSource(manifest)], min_s=0.7, max_s=1.0) == ["1", "2", "3"]
-
-
-def test_a_source_can_be_repeated_or_taken_in_part(manifest: Path) -> None:
-    assert names([ManifestSource(manifest, repeat=2.0)]) == list("012345012345")
-    part = names([ManifestSource(manifest, repeat=0.5)])
-    assert len(set(part)) == 3
-    assert part == names([ManifestSource(manifest, repeat=0.5)])
-    more = names([ManifestSource(manifest, repeat=1.5)])
-    assert more[:6] == list("012345")
-    assert more[6:] == part
-
-
-def test_only_clips_of_the_split_asked_for(manifest: Path, tmp_path: Path) -> None:
-    lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    for i, line in enumerate(lines):
-        line["audio"] = str(manifest.parent / line["audio"])
-        line["split"] = "dev" if i % 2 else "train"
-    path = tmp_path / "split.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    assert names([ManifestSource(path, split="dev")]) == ["1", "3", "5"]
-    assert len(names([ManifestSource(path)])) == 6
-
-
-def test_nothing_left_is_an_error_that_names_the_manifests(manifest: Path) -> None:
-    with pytest.raises(DataError, match=r"no clips of 5 to 9 s in .*manifest\.jsonl"):
-        read_sources([ManifestSource(manifest)], min_s=5, max_s=9)
-    with pytest.raises(DataError, match="an empty list of manifests"):
-        read_sources([])
-
-
-def test_a_clip_without_its_duration_cannot_be_trained_on(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.jsonl"
-    path.write_text('{"audio": "a.wav", "text": "a", "language": "en"}\n')
-    with pytest.raises(DataError, match=r"'duration' is missing for .*a\.wav"):
-        read_sources([ManifestSource(path)])
 
 
 # Examples

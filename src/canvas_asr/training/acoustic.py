@@ -31,7 +31,9 @@ from .checkpoints import load_trainable_state
 from .judging import Judgement, listening, named_error_rates, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .recipe import Recipe, from_mapping
-from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
+from .selection import ClipLimits, read_clips
+from .sources import parse_sources
+from .speech_data import SpecAugment, SpeechDataset
 from .stage import Part, Stage, share_of
 from .trainer import StageTrainer
 
@@ -44,8 +46,8 @@ class AcousticOptions:
 
     Attributes:
         tokenizer: Folder of the tokenizer whose pieces CTC spells.
-        train: Manifests to train on.
-        dev: Manifests to judge by.
+        train: Data to train on, each a ``DataSource``.
+        dev: Data to judge by, likewise.
         encoder: ``WhisperConfig`` fields of the audio encoder.
         hop_length: Samples between mel frames (320 is 20 ms).
         n_fft: Samples of an analysis window.
@@ -233,6 +235,7 @@ def run(recipe: Recipe) -> None:
         DataError: If a manifest cannot be read or holds nothing that the losses can use.
     """
     options = from_mapping(AcousticOptions, recipe.options, "options")
+    sources = [parse_sources(getattr(options, key), f"options.{key}") for key in ("train", "dev")]
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     extractor = WhisperFeatureExtractor(
         feature_size=int(options.encoder.get("num_mel_bins", 80)),
@@ -244,28 +247,27 @@ def run(recipe: Recipe) -> None:
     model = AcousticModel(config, len(tokenizer), options)
     if options.init:
         load_trainable_state(model, Path(options.init))
-    train, dev = (
-        read_sources([from_mapping(ManifestSource, s, "options") for s in sources], max_s=options.max_clip_s)
-        for sources in (options.train, options.dev)
-    )
-    if not options.ctc_weight and all(entry.phonemes is None for entry in train):
+    train, dev = (read_clips(entries, ClipLimits(max_s=options.max_clip_s)) for entries in sources)
+    if not options.ctc_weight and all(entry.phonemes is None for entry in train.clips):
         raise DataError(
             "options.train: no clip has phonemes, and ctc_weight is 0, so there is nothing to learn; "
             "give a ctc_weight or a manifest with phonemes."
         )
     collate = AcousticCollator(tokenizer, 2 * options.hop_length / extractor.sampling_rate)
+    mixture = train.mixture(recipe.training.seed)
     dataset = SpeechDataset(
-        train,
+        train.clips,
         extractor,
         seed=recipe.training.seed,
         augment=Augmenter(options.augmentation) if options.augment else None,
         spec_augment=options.spec_augment,
+        mixture=mixture,
     )
-    dev_set = SpeechDataset(dev[: options.n_dev], extractor)
+    dev_set = SpeechDataset(dev.first(options.n_dev), extractor)
     trainer = StageTrainer(
         model,
         dataset,
-        [entry.duration_s or 0.0 for entry in train],
+        mixture.lengths_s,
         collate,
         recipe.training,
         recipe.output_dir,

@@ -7,10 +7,8 @@ find something to attend to. Judged by transcripts: each evaluation decodes, als
 from __future__ import annotations
 
 import inspect
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,82 +18,42 @@ import torch
 from torch import Tensor
 
 from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter, save_checkpoint
-from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.configuration import CanvasASRConfig, load_configuration
 from canvas_asr.decoding import CanvasDecoder, greedy_ctc
-from canvas_asr.encoder import n_encoder_frames
+from canvas_asr.encoder import n_audio_tokens
 from canvas_asr.errors import CheckpointError, RecipeError
+from canvas_asr.hub import model_folder
 from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
-from canvas_asr.synthesis.augment import AugmentationConfig, Augmenter
 
+from .adapter_data import Sources, read_data
+from .adapter_options import AdapterOptions
 from .checkpoints import load_trainable_state
 from .judging import Judgement, error_rates, listening, transcripts_of
 from .losses import ctc_loss, states_per_chunk
-from .objective import ObjectiveOptions, denoising_counts, denoising_losses
+from .objective import denoising_counts, denoising_losses
 from .recipe import Recipe, from_mapping
-from .speech_data import ManifestSource, SpecAugment, SpeechDataset, read_sources
+from .speech_data import SpeechDataset
 from .stage import Part, Stage, row_generators, share_of
 from .text import CanvasCollator
 from .trainer import StageTrainer
 
 DRAFT_READS = 0.7  # error rate of a draft that has begun to follow the audio
-
-
-@dataclass(frozen=True)
-class AdapterOptions:
-    """Settings of the stage.
-
-    Attributes:
-        tokenizer: Folder of the backbone's tokenizer.
-        backbone: Folder or hub name of the frozen backbone.
-        audio_encoder: Folder or hub name of the frozen audio encoder, its feature extractor beside it.
-        train: Manifests to train on.
-        dev: Manifests to judge by.
-        model: Fields of ``CanvasASRConfig``.
-        objective: Diffusion and autoregressive losses, corruption.
-        ctc_weight: Weight of the CTC loss; 0 switches it off.
-        canvas_choices: Canvas lengths beside the shortest that fits.
-        p_long_canvas: How often a longer canvas is chosen.
-        init: A ``trained.safetensors`` of an earlier run of this stage, or the folder of a checkpoint whose
-            adapter to start from; empty starts anew. What it does not hold keeps its own start, so that
-            joint fine-tuning can follow adapter training.
-        min_clip_s: Shorter clips are left out.
-        max_clip_s: Longer clips are left out.
-        n_dev: Development clips decoded at each evaluation.
-        spec_augment: Masks on the features.
-        augment: Whether training clips get noise, rooms, colour and gain.
-        augmentation: How strongly.
-        train_audio_encoder: Joint fine-tuning (d): the audio encoder learns too.
-        train_backbone: Joint fine-tuning (d): the backbone learns too, its experts' routers apart.
-        base_lr_scale: Learning rate of audio encoder and backbone relative to the adapter's.
-    """
-
-    tokenizer: Path
-    backbone: str
-    audio_encoder: str
-    train: tuple[Any, ...]
-    dev: tuple[Any, ...]
-    model: dict[str, Any] = field(default_factory=dict)
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    ctc_weight: float = 1.0
-    canvas_choices: tuple[int, ...] = (64, 96, 128)
-    p_long_canvas: float = 0.15
-    init: str = ""
-    min_clip_s: float = 0.2
-    max_clip_s: float = 12.0
-    n_dev: int = 120
-    spec_augment: SpecAugment = field(default_factory=SpecAugment)
-    augment: bool = False
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    train_audio_encoder: bool = False
-    train_backbone: bool = False
-    base_lr_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse a rate of zero: what is not to learn is not trained at all."""
-        if not 0 < self.base_lr_scale < math.inf:
-            raise RecipeError(f"options: base_lr_scale is {self.base_lr_scale}; it must be above 0.")
+# What the meaning of an adapter's tensors depends on, beside their shapes.
+GEOMETRY = (
+    "audio_front_end",
+    "d_audio",
+    "hidden_size",
+    "vocab_size",
+    "projector_kind",
+    "projector_width",
+    "projector_stride",
+    "projector_activation",
+    "lora_rank",
+    "lora_alpha",
+    "blank_token_id",
+)
 
 
 class AdapterModel(Stage):
@@ -246,16 +204,13 @@ class AdapterCollator:
         tokenizer = processor.tokenizer
         self.pad = int(tokenizer.pad_token_id)
         self.tags = processor.language_ids(config)
+        self.are_frames = bool(options.feature_cache)
         self.canvases = CanvasCollator(int(tokenizer.eos_token_id), self.pad)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate one batch."""
         mel, n_mel = pad_mels([example["mel"] for example in examples])
-        n_frames = n_encoder_frames(n_mel)
-        if self.config.pad_to_30s:
-            n_frames = torch.full_like(n_frames, self.config.audio_encoder_config.max_source_positions)
-        stride = self.config.projector_stride
-        n_audio = (n_frames + stride - 1) // stride
+        n_audio = n_audio_tokens(self.config, n_mel, are_frames=self.are_frames)
         prompt_ids, n_prompt = pad_ids(self.processor.prompt_ids(self.config, n_audio.tolist()), self.pad)
         entries: list[Clip] = [example["entry"] for example in examples]
         texts = [self.processor.text_ids(entry.text) for entry in entries]
@@ -332,25 +287,53 @@ def _assemble(options: AdapterOptions) -> tuple[CanvasASRModel, CanvasASRProcess
             f"options.model: unknown key {unknown[0]!r}; known: {', '.join(sorted(own - parts))}."
         )
     try:
-        return assemble(options.backbone, options.audio_encoder, options.tokenizer, options.model)
+        return assemble(
+            options.backbone,
+            options.audio_encoder,
+            options.tokenizer,
+            options.model,
+            dtype=getattr(torch, options.dtype),
+        )
     except CheckpointError:
         raise
     except (TypeError, ValueError) as error:
         raise RecipeError(f"options.model: {error}") from error
 
 
+def _warm_start(module: AdapterModel, init: str) -> None:
+    """Start from an earlier run, or from the adapter of a checkpoint of the same geometry.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is of another geometry, naming what differs.
+    """
+    path = Path(init)
+    if path.suffix == ".safetensors":
+        load_trainable_state(module, path, partial=True)
+        return
+    folder = model_folder(init)
+    theirs, own = load_configuration(folder), module.model.config
+    for key in GEOMETRY:
+        if getattr(theirs, key) != getattr(own, key):
+            raise CheckpointError(
+                f"{folder}: its {key} is {getattr(theirs, key)!r}, and {getattr(own, key)!r} in this recipe; "
+                "a warm start needs the same geometry: change options.model or options.init."
+            )
+    load_adapter(module.model, folder / ADAPTER_NAME)
+
+
 def run(recipe: Recipe) -> None:
-    """Train the stage and write a whole checkpoint to ``checkpoint/`` in the output folder.
+    """Train the stage and write a checkpoint to ``checkpoint/`` in the output folder.
 
     Args:
         recipe: With ``stage: adapter``.
 
     Raises:
-        RecipeError: If an option is unknown, missing or mistyped.
-        DataError: If a manifest cannot be read or holds nothing.
-        CheckpointError: If a frozen part cannot be loaded.
+        RecipeError: If an option is unknown, missing or mistyped, or contradicts another.
+        DataError: If a source of data cannot be read or holds nothing.
+        CheckpointError: If a frozen part cannot be loaded, or a warm start does not fit.
     """
     options = from_mapping(AdapterOptions, recipe.options, "options")
+    sources = Sources.of(options)
     torch.manual_seed(recipe.training.seed)
     model, processor = _assemble(options)
     config = model.config
@@ -358,37 +341,28 @@ def run(recipe: Recipe) -> None:
         model, options, processor.token_id(config.audio_token), list(processor.language_ids(config).values())
     )
     if options.init:
-        init = Path(options.init)
-        if init.is_dir():
-            load_adapter(model, init / ADAPTER_NAME)
-        else:
-            load_trainable_state(module, init, partial=True)
-    train, dev = (
-        read_sources(
-            [from_mapping(ManifestSource, s, "options") for s in sources],
-            min_s=options.min_clip_s,
-            max_s=options.max_clip_s,
-        )
-        for sources in (options.train, options.dev)
-    )
-    extractor = processor.feature_extractor
-    dev_set = SpeechDataset(dev[: options.n_dev], extractor)
+        _warm_start(module, options.init)
+    data = read_data(recipe, options, sources, model, processor)
     decoder = CanvasDecoder(model, processor)
+
+    def evaluate() -> Judgement:
+        # Where frozen parts are in bfloat16 and the adapter is not, each product needs a precision for both.
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=options.dtype == "bfloat16"):
+            return judge(decoder, data.dev)
+
     trainer = StageTrainer(
         module,
-        SpeechDataset(
-            train,
-            extractor,
-            seed=recipe.training.seed,
-            augment=Augmenter(options.augmentation) if options.augment else None,
-            spec_augment=options.spec_augment,
-        ),
-        [entry.duration_s or 0.0 for entry in train],
+        data.train,
+        data.lengths_s,
         AdapterCollator(processor, config, options),
         recipe.training,
         recipe.output_dir,
-        lambda: judge(decoder, dev_set),
+        evaluate,
         lr_scale_of=lambda name: options.base_lr_scale if _is_base(name) else 1.0,
     )
     if trainer.run():
-        save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=True)
+        whole = options.whole_checkpoint
+        if whole is None:
+            trained = options.train_audio_encoder or options.train_backbone
+            whole = trained or Path(options.backbone).is_dir() or Path(options.audio_encoder).is_dir()
+        save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=whole)

@@ -1,9 +1,9 @@
-"""Clips of manifests as training examples: read, augmented, turned into features."""
+"""Clips as training examples: read, augmented, turned into features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,61 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import WhisperFeatureExtractor
 
-from canvas_asr.audio import load_audio
-from canvas_asr.errors import DataError
-from canvas_asr.manifest import Clip, read_manifest
+from canvas_asr.audio import decode_audio, load_audio
+from canvas_asr.errors import AudioError
+from canvas_asr.manifest import Clip
 from canvas_asr.processing import log_mel
 
-Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
+from .mixture import Mixture
+
+Samples = NDArray[np.float32]
+Augment = Callable[[Samples, np.random.Generator], Samples]
+
+
+@dataclass(frozen=True)
+class StoredClip(Clip):
+    """A clip whose audio lies in a table; ``audio`` only names it.
+
+    Attributes:
+        table: Of ``datasets``, or anything that gives a row's cells by name; audio is not decoded there.
+        row: In the table.
+        column: Of the audio: ``bytes``, and ``path`` where those are in a file.
+    """
+
+    table: Any = field(default=None, repr=False, compare=False)
+    row: int = 0
+    column: str = "audio"
+
+
+def clip_content(clip: Clip) -> bytes:
+    """Give the content of a clip's audio file.
+
+    Raises:
+        AudioError: If it cannot be read, naming the clip.
+    """
+    path: Path | None = clip.audio
+    if isinstance(clip, StoredClip):
+        cell = clip.table[clip.row][clip.column]
+        if cell["bytes"]:
+            return bytes(cell["bytes"])
+        path = Path(cell["path"]) if cell["path"] else None
+    try:
+        if path is None:
+            raise AudioError(f"{clip.audio}: its row has no audio; leave it out.")
+        return path.read_bytes()
+    except OSError as error:
+        raise AudioError(f"{clip.audio}: cannot be read ({error.strerror}); check the path.") from error
+
+
+def clip_samples(clip: Clip) -> Samples:
+    """Decode a clip: 16 kHz mono, (N,).
+
+    Raises:
+        AudioError: If its audio cannot be read, naming the clip.
+    """
+    if isinstance(clip, StoredClip):
+        return decode_audio(clip_content(clip), str(clip.audio))
+    return load_audio(clip.audio)
 
 
 @dataclass(frozen=True)
@@ -51,63 +100,11 @@ class SpecAugment:
         return mel
 
 
-@dataclass(frozen=True)
-class ManifestSource:
-    """A manifest and how often its clips are drawn.
-
-    Attributes:
-        path: The manifest.
-        repeat: How many times each clip occurs in an epoch; a fraction takes that share of the clips.
-        split: Only clips of this split; empty takes all.
-    """
-
-    path: Path
-    repeat: float = 1.0
-    split: str = ""
-
-
-def read_sources(sources: Sequence[ManifestSource], *, min_s: float = 0.1, max_s: float = 30.0) -> list[Clip]:
-    """Read the entries of several manifests, repeated as asked.
-
-    Args:
-        sources: The manifests.
-        min_s: Shorter clips are left out.
-        max_s: Longer clips are left out.
-
-    Returns:
-        Entries in a fixed order.
-
-    Raises:
-        DataError: If nothing is left.
-    """
-    entries: list[Clip] = []
-    for source in sources:
-        own = [
-            entry
-            for entry in read_manifest(source.path)
-            if source.split in ("", entry.split) and min_s <= _duration_s(entry, source.path) <= max_s
-        ]
-        whole, part = divmod(source.repeat, 1.0)
-        order = np.random.default_rng(0).permutation(len(own))[: round(part * len(own))]
-        entries += own * int(whole) + [own[i] for i in order]
-    if not entries:
-        names = ", ".join(str(source.path) for source in sources)
-        raise DataError(f"no clips of {min_s} to {max_s} s in {names or 'an empty list of manifests'}.")
-    return entries
-
-
-def _duration_s(clip: Clip, manifest: Path) -> float:
-    if clip.duration_s is None:
-        raise DataError(
-            f"{manifest}: key 'duration' is missing for {clip.audio}; training sorts clips by it."
-        )
-    return clip.duration_s
-
-
 class SpeechDataset(Dataset[dict[str, Any]]):
-    """Examples by (epoch, index): the entry and its log-mel features (n_mels, T_mel).
+    """Examples by (epoch, place): the entry and its log-mel features (n_mels, T_mel).
 
-    Augmentation is drawn from (seed, epoch, index) alone, whichever worker makes it.
+    Which clip a place holds, and its augmentation, are drawn from (seed, epoch, place) alone, whichever
+    worker makes it.
     """
 
     def __init__(
@@ -118,6 +115,8 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         augment: Augment | None = None,
         spec_augment: SpecAugment | None = None,
+        mixture: Mixture | None = None,
+        features: Callable[[Clip], NDArray[np.float32]] | None = None,
     ) -> None:
         """Set up.
 
@@ -125,28 +124,46 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             entries: Clips.
             feature_extractor: Of the audio encoder.
             seed: Of the augmentation.
-            augment: Changes samples, not their length.
+            augment: Changes samples.
             spec_augment: Masks features.
+            mixture: Which clips make an epoch; None: each once.
+            features: Gives what is kept of a clip in place of its log-mel features, as a feature cache does.
         """
         self.entries = entries
         self.feature_extractor = feature_extractor
         self.seed = seed
         self.augment = augment
         self.spec_augment = spec_augment
+        self.mixture = mixture
+        self.features = features
 
     def __len__(self) -> int:
-        """Clips of one epoch."""
-        return len(self.entries)
+        """Places of one epoch."""
+        return len(self.entries) if self.mixture is None else len(self.mixture)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         """Make one example."""
-        epoch, i = index
-        entry = self.entries[i]
-        rng = np.random.default_rng((self.seed, epoch, i))
-        samples = load_audio(entry.audio)
-        if self.augment is not None:
-            samples = self.augment(samples, rng)
-        mel = log_mel(self.feature_extractor, samples)
+        epoch, place = index
+        entry = self.entries[place if self.mixture is None else self.mixture.clip_at(epoch, place)]
+        return self.example(entry, np.random.default_rng((self.seed, epoch, place)))
+
+    def example(self, entry: Clip, rng: np.random.Generator) -> dict[str, Any]:
+        """Make an example of a clip.
+
+        Args:
+            entry: The clip.
+            rng: Draws its augmentation.
+
+        Returns:
+            ``entry`` and ``mel`` (n_mels, T_mel).
+        """
+        if self.features is None:
+            samples = clip_samples(entry)
+            if self.augment is not None:
+                samples = self.augment(samples, rng)
+            mel = log_mel(self.feature_extractor, samples)
+        else:
+            mel = self.features(entry)
         if self.spec_augment is not None:
             mel = self.spec_augment(mel, rng)
         return {"entry": entry, "mel": mel}
