@@ -181,10 +181,11 @@ def ctc_loss(
     log_probs = log_probs.masked_fill(unused[:, None, :], -1e4)
     mass = log_probs.logsumexp(dim=2, keepdim=True).clamp(max=-1e-6)
     rest = torch.log(-torch.expm1(mass))
-    log_probs = torch.cat([log_probs, rest], dim=2).transpose(0, 1)  # (A, B, 1 + U + 1)
+    # The loss of 188 states of an untrained model is above 1,000: too coarse in float32 for gradients.
+    log_probs = torch.cat([log_probs, rest], dim=2).transpose(0, 1).double()  # (A, B, 1 + U + 1)
 
     infeasible = min_ctc_frames(targets, n_targets) > n_states
     losses = nn.functional.ctc_loss(
         log_probs, classes, n_states, n_targets, blank=0, reduction="none", zero_infinity=True
     )
-    return (losses / torch.where(n_targets > 0, n_targets, n_states)).mean(), infeasible
+    return (losses / torch.where(n_targets > 0, n_targets, n_states)).mean().float(), infeasible
