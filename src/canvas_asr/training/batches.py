@@ -181,5 +181,5 @@ class RowCollator:
 
 def example_name(example: Any) -> str:
     """What an example is known by: the file of a clip, or a text."""
-    entry = example.get("entry") if isinstance(example, dict) else example
+    entry = example.get("entry", example) if isinstance(example, dict) else example
     return str(getattr(entry, "audio", getattr(entry, "text", entry)))
