@@ -91,12 +91,16 @@ def fuse_norms(backbone: DiffusionGemmaForBlockDiffusion) -> None:
             module.__class__ = FusedRMSNorm
 
 
-def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
+def encode_prefix(
+    backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor, positions: Tensor | None = None
+) -> tuple[Tensor, DynamicCache]:
     """Run the causal encoder over prompt embeddings.
 
     Args:
         backbone: The backbone.
         embeds: Scaled input embeddings, (B, P, D), right-padded.
+        positions: Of each place, for its rotary embedding, (B, P), of any numeric dtype; None: 0, 1, 2, ...
+            Attention is causal by place, whatever they are.
 
     Returns:
         Last hidden states (B, P, D), normed as the output layer expects them, and the key/value cache.
@@ -115,7 +119,9 @@ def encode_prefix(backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor) -> 
             ("sliding_attention", causal & (distance < geometry.sliding_window)),
         )
     }
-    output = encoder(inputs_embeds=embeds, past_key_values=cache, attention_mask=masks)
+    output = encoder(
+        inputs_embeds=embeds, past_key_values=cache, attention_mask=masks, position_ids=positions
+    )
     return output.last_hidden_state, cache
 
 
@@ -148,6 +154,7 @@ def denoise(
     *,
     n_canvas: Tensor | None = None,
     soft_embeddings: Tensor | None = None,
+    canvas_start: int | None = None,
 ) -> Tensor:
     """Run one pass of the decoder.
 
@@ -155,10 +162,11 @@ def denoise(
         backbone: The backbone.
         canvas: Token ids, (B, C) int64.
         prefix: Cache of the prompt only, P positions, right-padded. It is read, not written.
-        n_prompt: Valid prompt positions of each row, (B,) int64. Canvas positions follow on from them.
+        n_prompt: Valid prompt places of each row, (B,) int64.
         n_canvas: Canvas length of each row, (B,) int64; None: all C.
         soft_embeddings: Self-conditioning signal of the last pass, (B, C, D), scaled as input embeddings
             are; rows of zeros have none. None: zeros for all.
+        canvas_start: Position of the first canvas token; None: ``n_prompt``, behind the prompt.
 
     Returns:
         Last hidden states, (B, C, D), normed as the output layer expects them.
@@ -172,6 +180,7 @@ def denoise(
     seen = torch.cat([valid, on_canvas], dim=1)[:, None, :].expand(n_batch, length, -1)
     mask = attention_mask(seen, text_config(backbone.config)._attn_implementation, cached.dtype)
     decoder = backbone.model.decoder
+    start = n_prompt if canvas_start is None else torch.full_like(n_prompt, canvas_start)
     hook = None
     if soft_embeddings is not None:
         # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings.
@@ -182,7 +191,7 @@ def denoise(
             decoder_input_ids=canvas,
             past_key_values=prefix,
             decoder_attention_mask={"full_attention": mask, "sliding_attention": mask},
-            decoder_position_ids=n_prompt[:, None] + torch.arange(length, device=canvas.device)[None, :],
+            decoder_position_ids=start[:, None] + torch.arange(length, device=canvas.device)[None, :],
         )
     finally:
         if hook is not None:

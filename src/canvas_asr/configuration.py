@@ -29,6 +29,7 @@ PROJECTOR_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
 ACTIVATION_OF_KIND = {"conv": "gelu", "stack_mlp": "silu"}
 LANGUAGE_TAG_PLACES = ("canvas", "none")
 AUDIO_FRONT_ENDS = ("whisper", "waveform")
+AUDIO_POSITIONS = ("frames", "spikes")
 WAVEFORM_FRAME = 640  # samples of 16 kHz: 40 ms
 
 
@@ -58,6 +59,9 @@ class CanvasASRConfig(PreTrainedConfig):
             ``silu`` for ``stack_mlp``.
         lora_rank: Rank of the LoRA matrices on q, k, v, o of every layer, encoder and decoder apart.
         lora_alpha: LoRA scale is ``lora_alpha / lora_rank``.
+        audio_positions: ``frames``: every audio token has a position of its own and the canvas follows the
+            prompt (the released system). ``spikes``: audio tokens stand on the canvas's own axis, counted by
+            the spikes of their CTC reading (:mod:`canvas_asr.positions`).
         prompt_prefix: Text before the audio slots, special tokens written out.
         prompt_suffix: Text after the audio slots.
         audio_token: The placeholder, repeated once per audio token.
@@ -89,6 +93,7 @@ class CanvasASRConfig(PreTrainedConfig):
         projector_activation: str | None = None,
         lora_rank: int = 16,
         lora_alpha: int = 32,
+        audio_positions: str = "frames",
         prompt_prefix: str = "<bos>",
         prompt_suffix: str = "<|transcribe|>",
         audio_token: str = "<|audio|>",
@@ -119,6 +124,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.projector_activation = projector_activation or ACTIVATION_OF_KIND.get(projector_kind, "gelu")
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
+        self.audio_positions = audio_positions
         self.prompt_prefix = prompt_prefix
         self.prompt_suffix = prompt_suffix
         self.audio_token = audio_token
@@ -160,6 +166,7 @@ class CanvasASRConfig(PreTrainedConfig):
             ("projector_kind", self.projector_kind, PROJECTOR_KINDS),
             ("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS),
             ("language_tag_place", self.language_tag_place, LANGUAGE_TAG_PLACES),
+            ("audio_positions", self.audio_positions, AUDIO_POSITIONS),
         )
         for key, value, allowed in choices:
             if value not in allowed:

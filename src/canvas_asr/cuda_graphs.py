@@ -78,6 +78,7 @@ class _Shape:
 
     pool: Any
     embeds: Tensor | None = None
+    positions: Tensor | None = None
     encode: Recording[tuple[Tensor, DynamicCache]] | None = None
     cache: DynamicCache | None = None
     n_prompt: Tensor | None = None
@@ -124,18 +125,23 @@ class GraphedBackbone:
         return self._shapes[key]
 
     @torch.no_grad()
-    def encode_prefix(self, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
+    def encode_prefix(self, embeds: Tensor, positions: Tensor | None = None) -> tuple[Tensor, DynamicCache]:
         """See :func:`canvas_asr.backbone.encode_prefix`; the cache has padding behind the prompts."""
         n_batch, length, width = embeds.shape
         padded = -(-length // self.prompt_step) * self.prompt_step
         shape = self._shape(n_batch, padded)
         if shape.embeds is None:
             shape.embeds = embeds.new_zeros(n_batch, padded, width)
-        fixed = shape.embeds
+            shape.positions = torch.arange(padded, device=embeds.device).float().repeat(n_batch, 1)
+        fixed, places = shape.embeds, shape.positions
+        if positions is not None and places is not None:
+            places[:, :length] = positions
         fixed[:, :length] = embeds
         fixed[:, length:] = 0
         if shape.encode is None:
-            shape.encode = Recording(lambda: encode_prefix(self.backbone, fixed), self.device, shape.pool)
+            shape.encode = Recording(
+                lambda: encode_prefix(self.backbone, fixed, places), self.device, shape.pool
+            )
         states, cache = shape.encode.replay()
         return states[:, :length], cache
 
@@ -150,8 +156,9 @@ class GraphedBackbone:
         soft: Tensor | None,
         *,
         wants_soft: bool,
+        canvas_start: int | None = None,
     ) -> CanvasReading:
-        """See :func:`canvas_asr.sampler.read_pass`.
+        """See :func:`canvas_asr.sampler.read_pass`; a model's ``canvas_start`` is always the same.
 
         Raises:
             ValueError: If backbone or vocabulary are not those that were recorded.
@@ -178,7 +185,14 @@ class GraphedBackbone:
         if wants_soft not in inputs.passes:
             inputs.passes[wants_soft] = Recording(
                 lambda: read_pass(
-                    backbone, inputs.canvas, cache, valid, ours, inputs.soft, wants_soft=wants_soft
+                    backbone,
+                    inputs.canvas,
+                    cache,
+                    valid,
+                    ours,
+                    inputs.soft,
+                    wants_soft=wants_soft,
+                    canvas_start=canvas_start,
                 ),
                 self.device,
                 shape.pool,

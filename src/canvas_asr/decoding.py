@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,10 +44,15 @@ class Decoded:
 
 
 def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
-    """Best-path CTC reading: the likeliest id of each state, repeats merged, blanks dropped.
+    """Best-path CTC reading of logits (B, A, V): see :func:`merge_labels`."""
+    return merge_labels(logits.argmax(-1), n_states, blank)
+
+
+def merge_labels(labels: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
+    """Read a CTC path: repeats merged, blanks dropped.
 
     Args:
-        logits: (B, A, V).
+        labels: Likeliest id of each state, (B, A) int64.
         n_states: Valid states, (B,) int64.
         blank: Id of the blank.
 
@@ -54,7 +60,7 @@ def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
         Token ids of each row.
     """
     readings = []
-    for row, n in zip(logits.argmax(-1).tolist(), n_states.tolist(), strict=True):
+    for row, n in zip(labels.tolist(), n_states.tolist(), strict=True):
         path = row[:n]
         readings.append([t for i, t in enumerate(path) if t != blank and (i == 0 or t != path[i - 1])])
     return readings
@@ -125,6 +131,7 @@ class CanvasDecoder:
         self.vocabulary = text_vocabulary(
             processor.tokenizer, config.vocab_size, tuple(self.languages.values())
         )
+        self.canvas_start = processor.canvas_start(config)
         self.graphs: GraphedBackbone | None = None
         if cuda_graphs:
             fuse_norms(model.backbone)
@@ -174,12 +181,13 @@ class CanvasDecoder:
         keys = n_mel.tolist() if clip_keys is None else clip_keys
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens)
-        readings = greedy_ctc(ctc, n_audio, self.config.blank_token_id)
+        labels = ctc.argmax(-1)
+        readings = merge_labels(labels, n_audio, self.config.blank_token_id)
         if on_draft is not None:
             on_draft(readings)
         if options is None:
             return self._drafts_alone(ctc, n_audio, readings, language)
-        prefix, n_prompt = self._prefix(tokens, n_audio)
+        prefix, n_prompt = self._prefix(tokens, n_audio, labels)
         output = sample(
             self.model.backbone,
             prefix,
@@ -190,17 +198,20 @@ class CanvasDecoder:
             tags=[tag] * len(mel),
             drafts=readings if drafts is None else drafts,
             on_pass=on_pass,
-            run_pass=self.graphs.read_pass if self.graphs else read_pass,
+            run_pass=partial(
+                self.graphs.read_pass if self.graphs else read_pass, canvas_start=self.canvas_start
+            ),
         )
         return self._results(output, readings, language)
 
-    def _prefix(self, tokens: Tensor, n_audio: Tensor) -> tuple[DynamicCache, Tensor]:
-        """Cache of the prompts around audio tokens (B, A, D), and their lengths (B,)."""
+    def _prefix(self, tokens: Tensor, n_audio: Tensor, labels: Tensor) -> tuple[DynamicCache, Tensor]:
+        """Cache of the prompts around audio tokens (B, A, D) with CTC labels (B, A), and their lengths."""
         rows = self.processor.prompt_ids(self.config, n_audio.tolist())
         prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
         encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
         embeds = self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id)
-        return encode_prefix(embeds)[1], n_prompt
+        positions = self.model.prompt_positions(prompts, labels, n_audio, self.audio_id)
+        return encode_prefix(embeds, positions)[1], n_prompt
 
     def _drafts_alone(
         self, ctc: Tensor, n_audio: Tensor, readings: list[list[int]], language: str | None

@@ -25,6 +25,7 @@ from .encoder import encode_audio
 from .errors import OptionError
 from .hub import HubAccess, upload
 from .parts import LoadOptions, OtherParts
+from .positions import prompt_positions
 from .processing import CanvasASRProcessor
 from .projector import AudioProjector, CTCTap
 from .registration import register
@@ -152,9 +153,24 @@ class CanvasASRModel(PreTrainedModel):
         valid = torch.arange(audio_tokens.shape[1], device=n_audio.device)[None, :] < n_audio[:, None]
         return embeds.masked_scatter(slots[..., None], audio_tokens[valid].to(embeds.dtype))
 
-    def encode_prefix(self, embeds: Tensor) -> tuple[Tensor, DynamicCache]:
+    def prompt_positions(
+        self, prompt_ids: Tensor, labels: Tensor, n_audio: Tensor, audio_id: int
+    ) -> Tensor | None:
+        """Positions of a prompt, (B, P) float32, as the configuration has them; None: 0, 1, 2, ...
+
+        Args:
+            prompt_ids: (B, P) int64, right-padded.
+            labels: Likeliest CTC label of every audio token, (B, A) int64.
+            n_audio: Valid audio tokens of each clip, (B,) int64.
+            audio_id: Id of the placeholder token.
+        """
+        if self.config.audio_positions == "frames":
+            return None
+        return prompt_positions(prompt_ids == audio_id, labels, n_audio, self.config.blank_token_id)
+
+    def encode_prefix(self, embeds: Tensor, positions: Tensor | None = None) -> tuple[Tensor, DynamicCache]:
         """See :func:`canvas_asr.backbone.encode_prefix`."""
-        return encode_prefix(self.backbone, embeds)
+        return encode_prefix(self.backbone, embeds, positions)
 
     def denoise(self, canvas: Tensor, prefix: DynamicCache, n_prompt: Tensor, **kwargs: Any) -> Tensor:
         """See :func:`canvas_asr.backbone.denoise`."""

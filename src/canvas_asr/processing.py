@@ -227,6 +227,18 @@ class CanvasASRProcessor(ProcessorMixin):
         audio = self.token_id(config.audio_token)
         return [[*prefix, *([audio] * n), *suffix] for n in n_audio]
 
+    def canvas_start(self, config: CanvasASRConfig) -> int | None:
+        """Position of the first canvas token; None: behind the prompt.
+
+        Args:
+            config: Its ``audio_positions``, ``prompt_prefix`` and language tags. With ``spikes``, the first
+                text token of the canvas stands where the first spike does, a language tag one before.
+        """
+        if config.audio_positions == "frames":
+            return None
+        n_before = len(self.tokenizer.encode(config.prompt_prefix, add_special_tokens=False))
+        return n_before - bool(self.language_ids(config))
+
     def language_ids(self, config: CanvasASRConfig) -> dict[str, int]:
         """Language code to the id of its tag; empty where the canvas carries no tag."""
         if config.language_tag_place == "none":

@@ -184,6 +184,7 @@ def read_pass(
     soft: Tensor | None,
     *,
     wants_soft: bool,
+    canvas_start: int | None = None,
 ) -> CanvasReading:
     """Run one pass of the decoder and read it.
 
@@ -195,8 +196,9 @@ def read_pass(
         vocabulary: Allowed ids, its ``text`` on the device of ``canvas``.
         soft: Self-conditioning signal of the pass before, (B, C, D); None in the first.
         wants_soft: Whether a further pass follows.
+        canvas_start: See :func:`~canvas_asr.backbone.denoise`.
     """
-    hidden = denoise(backbone, canvas, prefix, n_prompt, soft_embeddings=soft)
+    hidden = denoise(backbone, canvas, prefix, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
     return read_canvas(backbone, hidden, vocabulary, wants_soft=wants_soft)
 
 

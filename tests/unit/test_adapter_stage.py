@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from small_models import TINY, small_model, small_processor
 from torch import Tensor
 
+from canvas_asr import backbone, modeling, sampler
 from canvas_asr.checkpoint import load_checkpoint, save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.decoding import CanvasDecoder, Decoded, greedy_ctc
@@ -22,7 +23,7 @@ from canvas_asr.errors import CheckpointError, DataError, RecipeError
 from canvas_asr.manifest import read_manifest
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
-from canvas_asr.training import adapter
+from canvas_asr.training import adapter, objective
 from canvas_asr.training.adapter import AdapterCollator, AdapterModel, AdapterOptions, judge, run
 from canvas_asr.training.corruption import CorruptionOptions
 from canvas_asr.training.losses import ctc_loss
@@ -125,6 +126,37 @@ def test_padded_to_30_s_every_clip_has_the_slots_of_30_s_in_training_and_in_deco
     recorder = Recorder(processor.feature_extractor, processor.tokenizer)
     CanvasDecoder(model, recorder)(*processor.features([tones(0.5, 1)]), clip_keys=[0], steps=1)
     assert [len(prompt) for prompt in prompts] == [96]
+
+
+@torch.no_grad()
+def test_positions_by_spikes_are_the_same_in_training_and_in_decoding(
+    batch: dict[str, Tensor], processor: CanvasASRProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(audio_positions="spikes")
+    found: list[tuple[str, Any]] = []
+    encode, denoise = backbone.encode_prefix, backbone.denoise
+
+    def record_prefix(backbone: Any, embeds: Tensor, positions: Tensor | None = None) -> Any:
+        found.append(("prefix", positions))
+        return encode(backbone, embeds, positions)
+
+    def record_pass(*arguments: Any, **options: Any) -> Tensor:
+        found.append(("canvas", options["canvas_start"]))
+        return denoise(*arguments, **options)
+
+    for module in (objective, modeling):
+        monkeypatch.setattr(module, "encode_prefix", record_prefix)
+    for module in (objective, sampler):
+        monkeypatch.setattr(module, "denoise", record_pass)
+    options = options_of(objective=ObjectiveOptions(autoregressive_weight=0, self_conditioning=0))
+    start = processor.canvas_start(model.config)
+    AdapterModel(model, options, AUDIO, TAGS, start)(**batch)
+    trained, found[:] = found[:], []
+    CanvasDecoder(model, processor)(batch["mel"], batch["n_mel"], clip_keys=range(3), steps=1)
+    assert [name for name, _ in trained] == [name for name, _ in found] == ["prefix", "canvas"]
+    assert torch.equal(trained[0][1], found[0][1])
+    assert trained[1][1] == found[1][1] == 0
+    assert bool((trained[0][1] % 1 != 0).any())  # they are not the places
 
 
 # The losses

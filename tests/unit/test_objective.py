@@ -103,6 +103,31 @@ def test_targets_are_written_right_behind_each_prompt() -> None:
 
 
 @torch.no_grad()
+def test_several_canvases_of_a_clip_are_as_the_clip_several_times(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The noise differs, but not where there is none, or nothing else."""
+    monkeypatch.setattr(objective, "sample_noise_levels", lambda n_clips, _: torch.zeros(n_clips))
+    options = {"corruption": CorruptionOptions(uniform=0, edits=0, draft=0, predictions=1)}
+    levels: list[float] = []
+    uniform = objective.Corruption.uniform
+
+    def spy(self: Any, canvas: Tensor, level: Tensor, generator: Any = None) -> Tensor:
+        levels.append(float(level))
+        return uniform(self, canvas, torch.zeros_like(level), generator)
+
+    monkeypatch.setattr(objective.Corruption, "uniform", spy)
+    once = batch.losses(self_conditioning=0, **options)
+    levels.clear()
+    thrice = batch.losses(self_conditioning=0, n_canvases=3, **options)
+    assert thrice["loss"] == pytest.approx(float(once["loss"]), rel=1e-5)
+    # Renoised at a level below t, which is 0, 1/3 and 2/3 for the canvases of a clip.
+    assert all(level <= t for level, t in zip(levels[-6:], [0, 1 / 3, 2 / 3] * 2, strict=True))
+    assert len(levels) >= 6
+    assert max(levels) > 1 / 3
+
+
+@torch.no_grad()
 def test_the_decoder_does_not_see_the_transcript(batch: Batch, seen: list[Tensor]) -> None:
     """Change what the autoregressive loss reads: the decoder's logits are the same to the last bit."""
     before = batch.losses()

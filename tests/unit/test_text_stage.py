@@ -135,7 +135,7 @@ class Reader:
     ) -> None:
         self.tokenizer, self.texts, self.configs = tokenizer, texts, []
         self.prompts: list[list[int]] = []
-        monkeypatch.setattr(text, "encode_prefix", lambda _backbone, embeds: (None, embeds))
+        monkeypatch.setattr(text, "encode_prefix", lambda _backbone, embeds, _positions: (None, embeds))
         monkeypatch.setattr(text, "sample", self.sample)
 
     def sample(
@@ -146,6 +146,7 @@ class Reader:
         vocabulary: Vocabulary,
         config: SamplerConfig,
         clip_keys: range,
+        run_pass: object,
     ) -> SamplerOutput:
         assert vocabulary.tags == tuple(range(EN, ZH + 1))
         self.configs.append(config)

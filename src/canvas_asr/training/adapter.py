@@ -19,7 +19,7 @@ from torch import Tensor
 
 from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter, save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
-from canvas_asr.decoding import CanvasDecoder, greedy_ctc
+from canvas_asr.decoding import CanvasDecoder, merge_labels
 from canvas_asr.encoder import n_audio_tokens
 from canvas_asr.errors import CheckpointError, RecipeError
 from canvas_asr.hub import model_folder
@@ -60,7 +60,12 @@ class AdapterModel(Stage):
     """The model with its three losses."""
 
     def __init__(
-        self, model: CanvasASRModel, options: AdapterOptions, audio_id: int, tags: Sequence[int]
+        self,
+        model: CanvasASRModel,
+        options: AdapterOptions,
+        audio_id: int,
+        tags: Sequence[int],
+        canvas_start: int | None = None,
     ) -> None:
         """Keep the model.
 
@@ -69,12 +74,14 @@ class AdapterModel(Stage):
             options: Weights of the losses.
             audio_id: Placeholder of the prompt.
             tags: Language tags; a draft gets a random one.
+            canvas_start: Position of the first canvas token; None: behind the prompt.
         """
         super().__init__()
         self.model = model
         self.options = options
         self.audio_id = audio_id
         self.tags = list(tags)
+        self.canvas_start = canvas_start
         self.canvas_choices, self.p_long_canvas = options.canvas_choices, options.p_long_canvas
         model.audio_encoder.requires_grad_(options.train_audio_encoder)
         model.audio_encoder.embed_positions.requires_grad_(False)  # sinusoids, as in Whisper
@@ -156,6 +163,8 @@ class AdapterModel(Stage):
         prompt = self.model.embed_prompt(prompt_ids, tokens, n_audio, self.audio_id)
         generators = row_generators(part, len(canvas))
         wants_drafts = self.options.objective.corruption.draft > 0
+        by_spikes = self.model.config.audio_positions == "spikes"
+        labels = self._labels(tokens) if wants_drafts or by_spikes else n_audio.new_zeros(tokens.shape[:2])
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -164,7 +173,9 @@ class AdapterModel(Stage):
             n_targets,
             canvas,
             self.options.objective,
-            drafts=self._drafts(tokens, n_audio, generators) if wants_drafts else None,
+            drafts=self._drafts(labels, n_audio, generators) if wants_drafts else None,
+            positions=self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id),
+            canvas_start=self.canvas_start,
             part=part,
             generators=generators,
         )
@@ -172,16 +183,16 @@ class AdapterModel(Stage):
         return {**outputs, **denoising, "loss": loss}
 
     @torch.no_grad()
+    def _labels(self, tokens: Tensor) -> Tensor:
+        """Likeliest CTC label of every audio token, (B, A) int64, a few clips at a time."""
+        n_clips = max(1, states_per_chunk(self.model.config.vocab_size) // tokens.shape[1])
+        return torch.cat([self.model.ctc_logits(some).argmax(-1) for some in tokens.split(n_clips)])
+
     def _drafts(
-        self, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
+        self, labels: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
     ) -> list[list[int]]:
         """Greedy CTC readings as canvases start from them, each behind a random language tag."""
-        n_clips = max(1, states_per_chunk(self.model.config.vocab_size) // tokens.shape[1])
-        drafts = [
-            draft
-            for some, n in zip(tokens.split(n_clips), n_audio.split(n_clips), strict=True)
-            for draft in greedy_ctc(self.model.ctc_logits(some), n, self.model.config.blank_token_id)
-        ]
+        drafts = merge_labels(labels, n_audio, self.model.config.blank_token_id)
         if not self.tags:
             return drafts
         choice = [int(torch.randint(len(self.tags), (), generator=generator)) for generator in generators]
@@ -338,7 +349,11 @@ def run(recipe: Recipe) -> None:
     model, processor = _assemble(options)
     config = model.config
     module = AdapterModel(
-        model, options, processor.token_id(config.audio_token), list(processor.language_ids(config).values())
+        model,
+        options,
+        processor.token_id(config.audio_token),
+        list(processor.language_ids(config).values()),
+        processor.canvas_start(config),
     )
     if options.init:
         _warm_start(module, options.init)

@@ -36,6 +36,8 @@ class ObjectiveOptions:
         autoregressive_weight: Of the encoder-side autoregressive loss.
         tail_weight: Of canvas positions after the first end token, within the diffusion loss.
         self_conditioning: Share of clips whose decoder sees its own earlier prediction.
+        n_canvases: Canvases of each clip, at noise levels from as many equal parts of the range; they share
+            the clip's prefix, so that they cost less than as many clips.
         corruption: Mixture of the noising process.
     """
 
@@ -43,12 +45,15 @@ class ObjectiveOptions:
     autoregressive_weight: float = 1.0
     tail_weight: float = 0.1
     self_conditioning: float = 0.5
+    n_canvases: int = 1
     corruption: CorruptionOptions = field(default_factory=CorruptionOptions)
 
     def __post_init__(self) -> None:
-        """Refuse shares outside [0, 1]."""
+        """Refuse shares outside [0, 1] and clips without a canvas."""
         if not 0 <= self.self_conditioning <= 1:
             raise RecipeError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+        if self.n_canvases < 1:
+            raise RecipeError(f"n_canvases is {self.n_canvases}; give at least 1.")
 
 
 def append_targets(prompt: Tensor, n_prompt: Tensor, targets: Tensor, n_targets: Tensor) -> Tensor:
@@ -89,6 +94,8 @@ def denoising_losses(
     options: ObjectiveOptions,
     *,
     drafts: Sequence[Sequence[int]] | None = None,
+    positions: Tensor | None = None,
+    canvas_start: int | None = None,
     part: Part | None = None,
     generators: Sequence[torch.Generator] | None = None,
 ) -> dict[str, Tensor]:
@@ -103,6 +110,8 @@ def denoising_losses(
         canvas: Clean canvas, (B, C) int64.
         options: Weights.
         drafts: Canvas-ready draft ids of each clip, where there are any.
+        positions: Of the prompts' places, (B, P) float32; None: 0, 1, 2, ...
+        canvas_start: Position of the first canvas token; None: behind the prompt.
         part: What the batch is of its step; None: all.
         generators: Of each row's noise; None: those of ``part``.
 
@@ -114,21 +123,27 @@ def denoising_losses(
     outputs: dict[str, Tensor] = {}
     loss = prompt.new_zeros((), dtype=torch.float32)
     if options.autoregressive_weight:
-        reading, cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets)
+        reading, cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets, positions)
         outputs["autoregressive"] = reading * share_of(part, "targets")
         loss = loss + options.autoregressive_weight * outputs["autoregressive"]
     else:
-        cache = encode_prefix(backbone, prompt)[1]
+        cache = encode_prefix(backbone, prompt, positions)[1]
 
+    generators = generators or row_generators(part, len(canvas))
+    if (n := options.n_canvases) > 1:
+        cache = select_cache(cache, torch.arange(len(canvas), device=canvas.device).repeat_interleave(n))
+        canvas, n_targets, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_targets, n_prompt))
+        generators = [generator for generator in generators for _ in range(n)]
+        drafts = None if drafts is None else [draft for draft in drafts for _ in range(n)]
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
-    noise = _draw_noise(
-        corruption, canvas, n_targets, drafts, generators or row_generators(part, len(canvas)), options
-    )
+    noise = _draw_noise(corruption, canvas, n_targets, drafts, generators, options)
     noisy, soft = noise.canvas, None
     if bool((noise.own | noise.conditioned).any()):
-        predicted, soft = _earlier_pass(backbone, noisy, cache, n_prompt, noise.own, noise.conditioned)
+        predicted, soft = _earlier_pass(
+            backbone, noisy, cache, n_prompt, noise.own, noise.conditioned, canvas_start
+        )
         noisy = noise.renoised(corruption, predicted)
-    hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft)
+    hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
     diffusion, tokens = diffusion_loss(
         hidden,
         canvas,
@@ -199,7 +214,7 @@ def _draw_noise(
     columns: list[tuple[Tensor, ...]] = []
     for row, generator in enumerate(generators):
         this = slice(row, row + 1)
-        level = sample_noise_levels(1, generator)
+        level = (sample_noise_levels(1, generator) + row % options.n_canvases) / options.n_canvases
         kind = corruption.draw_kinds(1, drafts=drafts is not None, generator=generator)
         own_draft = None if drafts is None else drafts[this]
         noisy = corruption(canvas[this], n_targets[this], level, kind, own_draft, generator)
@@ -216,15 +231,20 @@ def _read_transcript(
     n_prompt: Tensor,
     targets: Tensor,
     n_targets: Tensor,
+    positions: Tensor | None,
 ) -> tuple[Tensor, DynamicCache]:
     """Autoregressive loss of the transcript behind its prompt, and the cache of the prompt alone."""
     embedded = backbone.get_input_embeddings()(targets).to(prompt.dtype)
-    hidden, cache = encode_prefix(backbone, append_targets(prompt, n_prompt, embedded, n_targets))
     steps = torch.arange(targets.shape[1], device=prompt.device)
-    positions = (n_prompt[:, None] - 1 + steps[None, :]).clamp(max=hidden.shape[1] - 1)
+    if positions is not None:
+        behind = positions.gather(1, n_prompt[:, None] - 1) + 1 + steps[None, :]
+        positions = append_targets(positions[..., None], n_prompt, behind[..., None], n_targets)[..., 0]
+    whole = append_targets(prompt, n_prompt, embedded, n_targets)
+    hidden, cache = encode_prefix(backbone, whole, positions)
+    places = (n_prompt[:, None] - 1 + steps[None, :]).clamp(max=hidden.shape[1] - 1)
     rows = torch.arange(len(prompt), device=prompt.device)
     loss = autoregressive_loss(
-        hidden[rows[:, None], positions],
+        hidden[rows[:, None], places],
         targets,
         n_targets,
         partial(output_logits, backbone),
@@ -241,6 +261,7 @@ def _earlier_pass(
     n_prompt: Tensor,
     own: Tensor,
     conditioned: Tensor,
+    canvas_start: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Run the rows that need one through a pass of their own.
 
@@ -251,6 +272,7 @@ def _earlier_pass(
         n_prompt: Valid prompt positions, (B,) int64.
         own: Rows whose canvas starts from what the pass predicts, (B,) bool on the CPU.
         conditioned: Rows whose decoder sees it as a signal, (B,) bool on the CPU.
+        canvas_start: Position of the first canvas token.
 
     Returns:
         Predicted canvases (B, C), those of other rows as they were; and the signal (B, C, D), zero for rows
@@ -258,7 +280,9 @@ def _earlier_pass(
     """
     rows = torch.nonzero(own | conditioned)[:, 0].to(noisy.device)
     conditioned = conditioned.to(noisy.device)
-    hidden = denoise(backbone, noisy[rows], select_cache(cache, rows), n_prompt[rows])
+    hidden = denoise(
+        backbone, noisy[rows], select_cache(cache, rows), n_prompt[rows], canvas_start=canvas_start
+    )
     guess, signal = _guess(backbone, hidden)
     soft = signal.new_zeros(*noisy.shape, signal.shape[-1])
     soft[rows] = signal * conditioned[rows][:, None, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from transformers import (
 )
 
 from canvas_asr.backbone import build_backbone, encode_prefix
-from canvas_asr.configuration import text_config
+from canvas_asr.configuration import AUDIO_POSITIONS, text_config
 from canvas_asr.decoding import text_vocabulary
-from canvas_asr.errors import DataError
+from canvas_asr.errors import DataError, RecipeError
 from canvas_asr.languages import LANGUAGES
+from canvas_asr.positions import prompt_positions
 from canvas_asr.processing import pad_ids
-from canvas_asr.sampler import SamplerConfig, sample
+from canvas_asr.sampler import SamplerConfig, read_pass, sample
 
 from .checkpoints import load_trainable_state
 from .corruption import lay_out
@@ -59,6 +61,9 @@ class TextOptions:
         p_long_canvas: How often a longer canvas is chosen.
         init: A ``trained.safetensors`` of an earlier run of this stage; empty starts from random weights.
         n_dev: Development sentences per language at each evaluation.
+        audio_positions: As in ``CanvasASRConfig``: ``spikes`` places the prompt's tokens as a model with it
+            will place audio tokens. Phonemes have more spikes than their text has tokens: leave their tasks
+            out.
     """
 
     tokenizer: Path
@@ -72,6 +77,31 @@ class TextOptions:
     p_long_canvas: float = 0.15
     init: str = ""
     n_dev: int = 16
+    audio_positions: str = "frames"
+
+    def __post_init__(self) -> None:
+        """Refuse positions of another name."""
+        if self.audio_positions not in AUDIO_POSITIONS:
+            raise RecipeError(
+                f"options: audio_positions is {self.audio_positions!r}; choose one of "
+                f"{', '.join(AUDIO_POSITIONS)}."
+            )
+
+
+def text_places(prompt_ids: Tensor, n_prompt: Tensor, blank: int | None) -> dict[str, Any]:
+    """Positions of text prompts and canvases, by the names that :func:`denoising_losses` has for them.
+
+    Args:
+        prompt_ids: ``<bos>``, a body like a CTC reading and one token that ends it, (B, P) int64.
+        n_prompt: (B,) int64.
+        blank: Id of the blank, for bodies placed by their spikes; None: every token has its own position.
+    """
+    if blank is None:
+        return {"positions": None, "canvas_start": None}
+    n_body = n_prompt - 2
+    places = torch.arange(prompt_ids.shape[1], device=prompt_ids.device)[None, :]
+    slots = (places > 0) & (places <= n_body[:, None])
+    return {"positions": prompt_positions(slots, prompt_ids[:, 1:], n_body, blank), "canvas_start": 0}
 
 
 class TextModel(Stage):
@@ -83,12 +113,22 @@ class TextModel(Stage):
         objective: ObjectiveOptions,
         canvas_choices: Sequence[int] = (),
         p_long_canvas: float = 0.0,
+        blank: int | None = None,
     ) -> None:
-        """Keep both, and the canvas lengths of :class:`Stage`; the vision tower stays as it is."""
+        """Keep all; the vision tower stays as it is.
+
+        Args:
+            backbone: The backbone.
+            objective: Weights of the losses.
+            canvas_choices: See :class:`Stage`.
+            p_long_canvas: See :class:`Stage`.
+            blank: See :func:`text_places`.
+        """
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         self.canvas_choices, self.p_long_canvas = canvas_choices, p_long_canvas
+        self.blank = blank
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_("vision" not in name)
 
@@ -113,9 +153,16 @@ class TextModel(Stage):
         part: Part | None = None,
     ) -> dict[str, Tensor]:
         """See :func:`denoising_losses`; ``prompt_ids`` is (B, P) int64."""
-        prompt = self.backbone.get_input_embeddings()(prompt_ids)
         return denoising_losses(
-            self.backbone, prompt, n_prompt, targets, n_targets, canvas, self.objective, part=part
+            self.backbone,
+            self.backbone.get_input_embeddings()(prompt_ids),
+            n_prompt,
+            targets,
+            n_targets,
+            canvas,
+            self.objective,
+            **text_places(prompt_ids, n_prompt, self.blank),
+            part=part,
         )
 
 
@@ -178,6 +225,7 @@ def judge(
     *,
     steps: int = 8,
     canvas_length: int = 64,
+    spikes: bool = False,
 ) -> Judgement:
     """Repair unseen sentences from noise: the stage's milestone.
 
@@ -187,6 +235,7 @@ def judge(
         dev: Sentences by language.
         steps: Passes.
         canvas_length: Canvas in tokens.
+        spikes: Whether prompts are placed by their spikes.
 
     Returns:
         ``wer_xx`` (``cer_zh``, ``cer_hi``) by language over raw text, and what :func:`listening` gives, with
@@ -199,7 +248,8 @@ def judge(
     for language, texts in dev.items():
         prompts = [repair_case(pieces, text, language).prompt_ids for text in texts]
         ids, n_prompt = (tensor.to(backbone.device) for tensor in pad_ids(prompts, 0))
-        _, prefix = encode_prefix(backbone, backbone.get_input_embeddings()(ids))
+        places = text_places(ids, n_prompt, pieces.blank if spikes else None)
+        _, prefix = encode_prefix(backbone, backbone.get_input_embeddings()(ids), places["positions"])
         output = sample(
             backbone,
             prefix,
@@ -207,6 +257,7 @@ def judge(
             vocabulary,
             SamplerConfig(steps=steps, canvas_length=canvas_length),
             clip_keys=range(len(texts)),
+            run_pass=partial(read_pass, canvas_start=places["canvas_start"]),
         )
         for text, row in zip(texts, output.canvas.tolist(), strict=True):
             end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
@@ -251,11 +302,13 @@ def run(recipe: Recipe) -> None:
     kept = _fitting(lists.train, tokenizer, options, "training")
     held_out = _fitting(lists.dev, tokenizer, options, "development")
     torch.manual_seed(recipe.training.seed)
+    spikes = options.audio_positions == "spikes"
     model = TextModel(
         build_backbone(DiffusionGemmaConfig(**options.backbone)),
         options.objective,
         options.canvas_choices,
         options.p_long_canvas,
+        Pieces(tokenizer).blank if spikes else None,
     )
     if options.init:
         load_trainable_state(model, Path(options.init))
@@ -264,7 +317,7 @@ def run(recipe: Recipe) -> None:
     dev = {code: texts[: options.n_dev] for code, texts in held_out.items()}
 
     def evaluate() -> Judgement:
-        once, found = judge(model.backbone, tokenizer, dev, steps=1), judge(model.backbone, tokenizer, dev)
+        once, found = (judge(model.backbone, tokenizer, dev, steps=n, spikes=spikes) for n in (1, 8))
         figures = {**found.figures, **{f"{k}_1pass": v for k, v in once.figures.items()}}
         return Judgement(figures, found.transcripts)
 
