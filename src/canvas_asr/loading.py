@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,14 +15,18 @@ from .configuration import CanvasASRConfig
 from .errors import CheckpointError, OptionError
 from .hub import MODEL_TYPE, RELEASED_SUFFIXES, HubAccess, model_folder, model_type, released_file
 from .modeling import CanvasASRModel
-from .parts import LoadOptions
+from .parts import NAMED_MAPS, LoadOptions
 from .processing import CanvasASRProcessor, processor_of_parts
 
 logger = logging.getLogger(__name__)
 
 
-def find_device(device: str | torch.device | None) -> torch.device:
-    """Find a device that works; None takes the GPU if there is one.
+def find_device(device: Any, option: str = "device") -> torch.device:
+    """Find a device that works.
+
+    Args:
+        device: As PyTorch takes it; None takes the GPU if there is one.
+        option: What an error calls it.
 
     Raises:
         OptionError: If it does not exist here.
@@ -32,7 +37,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
         torch.empty(1, device=device).tolist()  # a device may have a name and yet not be there
         return torch.device(device)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise OptionError(f"device is {str(device)!r}, which is not usable here; use 'cpu'.") from error
+        raise OptionError(f"{option} is {str(device)!r}, which is not usable here; use 'cpu'.") from error
 
 
 def check_one_gpu(devices: Collection[torch.device]) -> None:
@@ -67,10 +72,25 @@ def load_model(
     Raises:
         CheckpointError: If something is missing, damaged or does not fit; what to do is said.
     """
+    _check_map(options.device_map)
     place = find_model(model, options.access)
     if place.is_file():
         return _load_released(place, options)
     return load_checkpoint(place, options=options, config=config)
+
+
+def _check_map(device_map: Any) -> None:
+    """Refuse a device map that names a device which is not here.
+
+    Raises:
+        OptionError: Naming it.
+    """
+    if device_map is None or device_map in NAMED_MAPS:
+        return
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    for place in {str(place): place for place in places}.values():
+        if place != "disk":  # refused once it is known to be used
+            find_device(place, "device_map")
 
 
 def find_model(model: str | os.PathLike[str], access: HubAccess) -> Path:

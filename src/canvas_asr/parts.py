@@ -93,7 +93,7 @@ class LoadOptions:
         """Raise OptionError for a dtype or an attention implementation that is unknown."""
         dtype = DTYPES.get(self.dtype, self.dtype) if isinstance(self.dtype, str) else self.dtype
         if dtype != "auto" and dtype not in DTYPES.values():
-            raise OptionError(f"dtype is {str(self.dtype)!r}; choose one of {', '.join(DTYPES)}.")
+            raise OptionError(f"dtype is {str(self.dtype)!r}; choose one of {', '.join(DTYPES)}, auto.")
         if self.attn_implementation not in (None, *ATTENTION):
             raise OptionError(
                 f"attn_implementation is {self.attn_implementation!r}; choose one of {', '.join(ATTENTION)}."

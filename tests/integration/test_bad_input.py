@@ -237,7 +237,7 @@ def test_a_long_array_is_refused_with_the_limit(asr: Transcriber) -> None:
         (["--canvas", "0"], "canvas is 0 tokens; give at least 2."),
         (["--init", "guess"], "init is 'guess'; choose one of noise, draft."),
         (["--batch-size", "0"], "batch_size is 0; give at least 1."),
-        (["--dtype", "int8"], "dtype is 'int8'; choose one of float32, bfloat16, float16."),
+        (["--dtype", "int8"], "dtype is 'int8'; choose one of float32, bfloat16, float16, auto."),
         (["--device", "abacus"], "device is 'abacus', which is not usable here; use 'cpu'."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

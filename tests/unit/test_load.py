@@ -63,6 +63,8 @@ def test_a_type_may_be_given_by_name(folder: Path, dtype: Any) -> None:
     [
         ({"dtype": "int8"}, "dtype is 'int8'; choose one of float32, bfloat16, float16"),
         ({"dtype": torch.float64}, r"dtype is 'torch\.float64'"),
+        ({"device_map": "abacus"}, "device_map is 'abacus', which is not usable here; use 'cpu'"),
+        ({"device_map": {"model": "cpu", "lm_head": 99}}, "device_map is '99', which is not usable here"),
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"device": "meta"}, "device is 'meta'"),
         ({"device": "cuda:99"}, "device is 'cuda:99', which is not usable here; use 'cpu'"),
