@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ import canvas_asr
 from canvas_asr import CheckpointError, cli, inference, transcriber
 from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.cli.transcribe import text_line
-from canvas_asr.evaluation import evaluate
 from canvas_asr.synthesis import espeak
 from canvas_asr.training import text as text_stage
 from canvas_asr.training.recipe import Recipe
@@ -361,13 +361,26 @@ def test_bad_synthesis_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_has_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+def test_evaluate_writes_a_report_and_says_where(
+    model: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "tones.jsonl"
+    lines = [json.dumps({"audio": name, "text": "a tone", "language": "en"}) + "\n" for name in files]
+    manifest.write_text("".join(lines), encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(model), "--set", str(manifest), "--setting", "steps=1", "draft"]
+    assert cli.main([*arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "| tones | en | WER | unknown | 3 |" in printed.out
+    assert "evaluation.html: the same with plots" in printed.err
+    figures = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert figures["command"] == f"canvas-asr {shlex.join(arguments)} --out {out}"
+    assert [result["mode"]["name"] for result in figures["results"]] == ["steps=1", "draft"]
 
-    def main(arguments: list[str]) -> int:
-        asked.append(arguments)
-        return 3
 
-    monkeypatch.setattr(evaluate, "main", main)
-    assert cli.main(["evaluate", "tiny", "--out", "x", "--help"]) == 3
-    assert asked == [["tiny", "--out", "x", "--help"]]
+def test_bad_evaluation_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "tiny", "--set", "nowhere", "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("canvas-asr: error: --set nowhere: neither a manifest nor one of librispeech")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
     canvas-asr transcribe talk.mp3 --language de --json
     canvas-asr train recipes/tiny/adapter.yaml --set training.max_steps=100
+    canvas-asr evaluate tiny --set data/german.jsonl --out runs/evaluation
     canvas-asr convert diffusion_asr_small.pt adapter/
     canvas-asr info tiny
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 
 from canvas_asr import __version__
 
-from . import convert, info, synth, train, transcribe
+from . import convert, evaluate, info, synth, train, transcribe
 from .messages import PROGRAM, exit_code
 
 
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     transcribe.add_parser(commands)
     train.add_parser(commands)
     synth.add_parser(commands)
-    commands.add_parser("evaluate", help="error rates of a model over test sets", add_help=False)
+    evaluate.add_parser(commands)
     convert.add_parser(commands)
     info.add_parser(commands)
     return parser
@@ -51,9 +52,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if arguments[:1] == ["evaluate"]:  # it has a parser of its own
-        from canvas_asr.evaluation.evaluate import main as evaluate
-
-        return evaluate(arguments[1:])
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     return int(options.run(options))

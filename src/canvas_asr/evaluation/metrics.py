@@ -1,44 +1,40 @@
-"""Error rates of transcripts: three spellings of the same texts, two units, one repetition rate.
+"""Error rates of transcripts: four conventions for the same texts, two units, one repetition rate.
 
     >>> wer(["the cat sat"], ["the bat sat down"]).rate
     0.6666666666666666
 
-Every text is compared in three variants:
-
-============  ===============================================================================================
-``raw``       as written: Unicode NFC, white space collapsed; case and punctuation count
-``whisper``   Whisper's normaliser (`normalise_whisper`), the one most published figures use
-``marks``     `normalise_keep_marks`: case and punctuation gone, every letter and vowel sign kept
-============  ===============================================================================================
-
-and scored twice in each: words (WER) and characters (CER). Counts are summed over the whole set before they
-are divided (corpus level, as jiwer does), so a long clip weighs more than a short one. The alignment is
-jiwer's.
+Every text is compared as the conventions of `normalisation` have it (raw, whisper, marks, leaderboard) and
+scored by words (WER) and, but for the leaderboard's, by characters (CER). Counts are summed over the whole
+set before they are divided (corpus level, as jiwer does), so a long clip weighs more than a short one. The
+alignment is jiwer's; the leaderboard's is kaldialign's with adjacent words merged where they make up one of
+the other side ("white paper" is "whitepaper").
 
 **Spaces in CER.** In ``raw`` a space is a character, as in jiwer. In ``whisper`` and ``marks`` the spaces of
 Hindi and Chinese are removed from both sides first: Whisper's normaliser puts a space where a Hindi vowel
 sign or a Chinese comma stood, and counting those would score punctuation. Other languages keep their spaces.
 
-**The Hindi trap.** Whisper's normaliser replaces every Unicode mark by a space, so the Hindi figures of
-``whisper`` ignore vowel signs. They are given because published ones were made so; ``marks`` is the honest
-figure.
-
 **Empty texts.** A pair of empty texts is no error. An empty reference with a hypothesis counts one insertion
-a word (or character); an empty hypothesis counts one deletion a word. No clip is dropped. Where a whole set
-has no reference words, the rate is the number of insertions, as in jiwer.
+a word (or character); an empty hypothesis counts one deletion a word. Only the leaderboard's convention drops
+clips: those whose reference is empty. Where a whole set has no reference words there is no rate to speak of:
+`ErrorCounts.rate` is the number of insertions then, as in jiwer, and `ErrorCounts.defined` is false.
 """
 
 from __future__ import annotations
 
-import functools
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jiwer
 
-from ..errors import DataError
+from ..errors import DataError, OptionError
+from .normalisation import (
+    LEADERBOARD_LANGUAGES,
+    normalise_keep_marks,
+    normalise_leaderboard,
+    normalise_raw,
+    normalise_whisper,
+)
 
 Metric = Literal["wer", "cer"]
 
@@ -50,6 +46,16 @@ PRIMARY_METRICS: dict[str, Metric] = {
     "hi": "cer",
     "zh": "cer",
 }
+RATES = (
+    "raw_wer",
+    "raw_cer",
+    "whisper_wer",
+    "whisper_cer",
+    "marks_wer",
+    "marks_cer",
+    "leaderboard_wer",
+)
+"""Every rate: a convention and a unit. The unit of the leaderboard is the word."""
 REPEATS = 4
 """An n-gram standing this many times in a row is a repetition."""
 MAX_NGRAM = 4
@@ -89,6 +95,11 @@ class ErrorCounts:
         """Errors per reference unit; may exceed 1. Without any reference unit: the number of insertions."""
         return self.errors / max(self.reference_length, 1)
 
+    @property
+    def defined(self) -> bool:
+        """Whether there is a reference to have a rate of."""
+        return self.reference_length > 0
+
     def __add__(self, other: ErrorCounts) -> ErrorCounts:
         """Counts of two sets together."""
         return ErrorCounts(
@@ -99,9 +110,9 @@ class ErrorCounts:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the rate first, then the counts."""
+        """JSON-ready: the rate first, null if undefined, then the counts."""
         return {
-            "rate": self.rate,
+            "rate": self.rate if self.defined else None,
             "substitutions": self.substitutions,
             "deletions": self.deletions,
             "insertions": self.insertions,
@@ -113,43 +124,38 @@ class ErrorCounts:
 class Scores:
     """All error rates of one set of transcripts in one language.
 
+    ``scores["whisper_wer"]`` is the sum over the clips; the names are those of `RATES`.
+
     Attributes:
         language: Language code.
         n_clips: Number of pairs.
-        raw_wer: Words, as written.
-        raw_cer: Characters, as written.
-        whisper_wer: Words, Whisper-normalised.
-        whisper_cer: Characters, Whisper-normalised.
-        marks_wer: Words, case and punctuation removed, marks kept.
-        marks_cer: Characters, case and punctuation removed, marks kept.
+        clips: Counts of each clip, by name of the rate. `leaderboard_wer` is absent for hi and zh.
         repetition_rate: See `repetition_rate`.
     """
 
     language: str
     n_clips: int
-    raw_wer: ErrorCounts
-    raw_cer: ErrorCounts
-    whisper_wer: ErrorCounts
-    whisper_cer: ErrorCounts
-    marks_wer: ErrorCounts
-    marks_cer: ErrorCounts
+    clips: Mapping[str, tuple[ErrorCounts, ...]]
     repetition_rate: float
+
+    def __getitem__(self, name: str) -> ErrorCounts:
+        """Counts of all clips; KeyError if the language has no such rate."""
+        return add_up(self.clips[name])
 
     @property
     def primary(self) -> float:
         """Whisper-normalised rate in the unit of `primary_metric`."""
-        counts = self.whisper_wer if primary_metric(self.language) == "wer" else self.whisper_cer
-        return counts.rate
+        return self[primary_rate(self.language)].rate
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; the headline figure stands under ``primary`` with its unit."""
-        names = ("raw_wer", "raw_cer", "whisper_wer", "whisper_cer", "marks_wer", "marks_cer")
+        """JSON-ready; the headline figure stands under ``primary`` with its unit, null if undefined."""
+        primary = self[primary_rate(self.language)]
         return {
             "language": self.language,
             "n_clips": self.n_clips,
             "primary_metric": primary_metric(self.language),
-            "primary": self.primary,
-            **{name: getattr(self, name).to_dict() for name in names},
+            "primary": primary.rate if primary.defined else None,
+            **{name: self[name].to_dict() for name in self.clips},
             "repetition_rate": self.repetition_rate,
         }
 
@@ -166,57 +172,29 @@ def primary_metric(language: str) -> Metric:
         raise DataError(f"unknown language {language!r}: use one of {', '.join(PRIMARY_METRICS)}") from None
 
 
-@functools.cache
-def _whisper_normaliser(english: bool) -> Callable[[str], str]:
-    # Imported here: the English one reads a spelling table, which only scoring needs.
-    if english:
-        from whisper_normalizer.english import EnglishTextNormalizer
+def primary_rate(language: str) -> str:
+    """The rate a language is judged by, one of `RATES`: Whisper-normalised, in the unit of `primary_metric`.
 
-        return EnglishTextNormalizer()  # type: ignore[no-any-return]
-    from whisper_normalizer.basic import BasicTextNormalizer
-
-    return BasicTextNormalizer(remove_diacritics=False)  # type: ignore[no-any-return]
-
-
-def normalise_whisper(text: str, language: str) -> str:
-    """Normalise as Whisper's own evaluation does.
-
-    English goes through ``EnglishTextNormalizer`` (contractions, spelling, numbers), every other language
-    through ``BasicTextNormalizer(remove_diacritics=False)``: NFKC, lower case, bracketed text removed, and
-    marks, symbols and punctuation replaced by spaces. Chinese is not split into letters; its CER removes the
-    spaces instead, which counts the same characters.
+    Raises:
+        DataError: If the language is none of the six.
     """
-    return _collapse(_whisper_normaliser(language == "en")(text))
+    return f"whisper_{primary_metric(language)}"
 
 
-def normalise_keep_marks(text: str) -> str:
-    """Remove case and punctuation and nothing that is pronounced.
+def check_rate(name: str) -> str:
+    """Give the name of a rate back, or of ``primary``, which is another one for each language.
 
-    NFC and case folding; characters of the Unicode categories P (punctuation) and S (symbols) become spaces,
-    format characters (Cf: zero-width joiners, soft hyphens, which have no look of their own) are dropped,
-    white space is collapsed. Every mark (M) stays, so Hindi keeps its vowel signs.
+    Raises:
+        OptionError: If there is no such rate.
     """
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return _collapse("".join(map(_without_punctuation, folded)))
+    if name not in ("primary", *RATES):
+        raise OptionError(f"unknown metric {name!r}: use primary or one of {', '.join(RATES)}")
+    return name
 
 
-def _without_punctuation(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cf":
-        return ""
-    return " " if category[0] in "PS" else character
-
-
-def _normalise_raw(text: str) -> str:
-    return _collapse(unicodedata.normalize("NFC", text))
-
-
-def _collapse(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorCounts:
-    return ErrorCounts(output.substitutions, output.deletions, output.insertions, output.hits)
+def add_up(counts: Iterable[ErrorCounts]) -> ErrorCounts:
+    """Counts of several clips together."""
+    return sum(counts, start=ErrorCounts())
 
 
 def _check_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> None:
@@ -226,28 +204,73 @@ def _check_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> None:
         )
 
 
-def wer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Count word errors of texts as they are (normalise before), words split at spaces.
+def _by_clip(output: jiwer.WordOutput | jiwer.CharacterOutput) -> tuple[ErrorCounts, ...]:
+    clips = []
+    for chunks in output.alignments:
+        found = dict.fromkeys(("substitute", "delete", "insert", "equal"), 0)
+        for chunk in chunks:
+            is_insertion = chunk.type == "insert"
+            start, end = (
+                (chunk.hyp_start_idx, chunk.hyp_end_idx)
+                if is_insertion
+                else (chunk.ref_start_idx, chunk.ref_end_idx)
+            )
+            found[chunk.type] += end - start
+        clips.append(ErrorCounts(*found.values()))
+    return tuple(clips)
+
+
+def clip_wer(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[ErrorCounts, ...]:
+    """Count word errors of each text as it is (normalise before), words split at spaces.
 
     Raises:
         DataError: If the two lists differ in length.
     """
     _check_pairs(references, hypotheses)
-    if not references:
-        return ErrorCounts()
-    return _counts(jiwer.process_words(list(references), list(hypotheses)))
+    return _by_clip(jiwer.process_words(list(references), list(hypotheses))) if references else ()
+
+
+def clip_cer(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[ErrorCounts, ...]:
+    """Count character errors (Unicode code points, spaces included) of each text as it is.
+
+    Raises:
+        DataError: If the two lists differ in length.
+    """
+    _check_pairs(references, hypotheses)
+    return _by_clip(jiwer.process_characters(list(references), list(hypotheses))) if references else ()
+
+
+def clip_merged_wer(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[ErrorCounts, ...]:
+    """Count word errors of each text, adjacent words merged where they equal one of the other side.
+
+    A clip whose reference is empty is dropped: it counts nothing, whatever its hypothesis.
+
+    Raises:
+        DataError: If the two lists differ in length, or kaldialign is not installed.
+    """
+    _check_pairs(references, hypotheses)
+    try:
+        from kaldialign import edit_distance
+    except ImportError as error:
+        raise DataError("scores need kaldialign; install it with: pip install 'canvas-asr[eval]'") from error
+    clips = []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        words = reference.split()
+        found = edit_distance(words, hypothesis.split(), merge_compounds=True)
+        hits = len(words) - found["sub"] - found["del"]
+        kept = ErrorCounts(found["sub"], found["del"], found["ins"], hits)
+        clips.append(kept if words else ErrorCounts())
+    return tuple(clips)
+
+
+def wer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
+    """Count word errors of all texts together: see `clip_wer`."""
+    return add_up(clip_wer(references, hypotheses))
 
 
 def cer(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Count character errors (Unicode code points, spaces included) of texts as they are.
-
-    Raises:
-        DataError: If the two lists differ in length.
-    """
-    _check_pairs(references, hypotheses)
-    if not references:
-        return ErrorCounts()
-    return _counts(jiwer.process_characters(list(references), list(hypotheses)))
+    """Count character errors of all texts together: see `clip_cer`."""
+    return add_up(clip_cer(references, hypotheses))
 
 
 def _repeats(units: Sequence[str]) -> bool:
@@ -285,23 +308,21 @@ def score(references: Sequence[str], hypotheses: Sequence[str], language: str) -
     primary_metric(language)
     _check_pairs(references, hypotheses)
     drop_spaces = language in _CER_WITHOUT_SPACES
+    clips: dict[str, tuple[ErrorCounts, ...]] = {}
 
-    def both(normalise: Callable[[str], str], drop_spaces: bool) -> tuple[ErrorCounts, ErrorCounts]:
-        sides = [normalise(t) for t in references], [normalise(t) for t in hypotheses]
-        joined = [[t.replace(" ", "") for t in side] for side in sides] if drop_spaces else sides
-        return wer(*sides), cer(*joined)
+    def sides(normalise: Callable[[str], str]) -> tuple[list[str], list[str]]:
+        return [normalise(text) for text in references], [normalise(text) for text in hypotheses]
 
-    raw_wer, raw_cer = both(_normalise_raw, False)
-    whisper_wer, whisper_cer = both(lambda text: normalise_whisper(text, language), drop_spaces)
-    marks_wer, marks_cer = both(normalise_keep_marks, drop_spaces)
-    return Scores(
-        language=language,
-        n_clips=len(references),
-        raw_wer=raw_wer,
-        raw_cer=raw_cer,
-        whisper_wer=whisper_wer,
-        whisper_cer=whisper_cer,
-        marks_wer=marks_wer,
-        marks_cer=marks_cer,
-        repetition_rate=repetition_rate(hypotheses, language),
-    )
+    for name, normalise in (
+        ("raw", normalise_raw),
+        ("whisper", lambda text: normalise_whisper(text, language)),
+        ("marks", normalise_keep_marks),
+    ):
+        pair = sides(normalise)
+        clips[f"{name}_wer"] = clip_wer(*pair)
+        if drop_spaces and name != "raw":
+            pair = tuple([text.replace(" ", "") for text in side] for side in pair)
+        clips[f"{name}_cer"] = clip_cer(*pair)
+    if language in LEADERBOARD_LANGUAGES:
+        clips["leaderboard_wer"] = clip_merged_wer(*sides(lambda text: normalise_leaderboard(text, language)))
+    return Scores(language, len(references), clips, repetition_rate(hypotheses, language))

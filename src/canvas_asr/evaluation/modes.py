@@ -1,19 +1,24 @@
-"""What an evaluation is made of: the model's side, the modes it is asked in, the figures that come out."""
+"""What an evaluation asks of a model: the model's side of it, and the settings it is asked in.
+
+A setting is written as options of decoding, ``steps=8,init=noise``, with two more that are the evaluation's
+own: ``language=given`` tells the model the language, ``audio=shuffled`` gives each clip the audio of another
+one of its set and language: a model that listens must fail there. Some have names: see `PRESETS`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import OptionError
-from .metrics import Scores
 
 Samples = npt.NDArray[np.float32]
 Speakers = Literal["seen", "unseen", "unknown"]
+Value = int | float | bool | str
 
 
 class TranscriptLike(Protocol):
@@ -25,7 +30,7 @@ class TranscriptLike(Protocol):
 
     @property
     def language(self) -> str:
-        """Language code, detected or given."""
+        """Language code, detected or given; empty if neither."""
 
     @property
     def passes(self) -> int:
@@ -34,6 +39,10 @@ class TranscriptLike(Protocol):
     @property
     def truncated(self) -> bool:
         """Whether the text filled the canvas."""
+
+    @property
+    def seconds(self) -> float:
+        """The clip's share of the work; only its proportion to that of the other clips is used."""
 
 
 class Recogniser(Protocol):
@@ -62,91 +71,91 @@ class Recogniser(Protocol):
 
 
 @dataclass(frozen=True)
-class EvaluationMode:
-    """One way of asking the model.
+class Setting:
+    """One way of asking a model.
 
     Attributes:
         name: Column name in the report.
-        kind: What the canvas starts from: "draft" is the CTC draft alone, without a pass; "noise" is random
-            tokens; "from_draft" is the draft, then refined.
-        passes: Denoising passes; 0 for "draft", at least 1 otherwise.
+        options: Of decoding, by name, in order; which there are depends on the model.
         shuffled: Give each clip the audio of another one.
         language_given: Tell the model the language instead of letting it detect it.
     """
 
     name: str
-    kind: Literal["draft", "noise", "from_draft"]
-    passes: int
+    options: tuple[tuple[str, Value], ...] = ()
     shuffled: bool = False
     language_given: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse a draft with passes and a canvas without.
-
-        Raises:
-            OptionError: If ``passes`` does not fit ``kind``.
-        """
-        if (self.kind == "draft") != (self.passes == 0) or self.passes < 0:
-            raise OptionError(
-                f"mode {self.name!r}: {self.kind!r} with {self.passes} passes; only the draft has 0"
-            )
-
-
-DEFAULT_MODES = (
-    EvaluationMode("draft", "draft", 0),
-    *(EvaluationMode(f"noise-{n}", "noise", n) for n in (1, 2, 4, 8, 16)),
-    *(EvaluationMode(f"from-draft-{n}", "from_draft", n) for n in (1, 2, 4)),
-    EvaluationMode("noise-8-language-given", "noise", 8, language_given=True),
-    EvaluationMode("shuffled-noise-8", "noise", 8, shuffled=True),
-)
-
-
-@dataclass(frozen=True)
-class Result:
-    """Figures of one mode on the clips of one set, language and kind of speaker.
-
-    Attributes:
-        testset: Name of the set.
-        language: Language of its references.
-        speakers: Whether the speakers are in the training data: "seen", "unseen" or "unknown".
-        mode: The mode.
-        scores: Error rates and repetition rate.
-        language_accuracy: Share of clips whose language was detected right; None if it was given, the audio
-            was shuffled, or there was no pass: the language is written on the canvas, the draft names none.
-        mean_passes: Passes used, mean over clips.
-        n_truncated: Clips whose text filled the canvas.
-        audio_s: Seconds of audio heard.
-        seconds: Wall-clock seconds from waveform to text.
-    """
-
-    testset: str
-    language: str
-    speakers: Speakers
-    mode: EvaluationMode
-    scores: Scores
-    language_accuracy: float | None
-    mean_passes: float
-    n_truncated: int
-    audio_s: float
-    seconds: float
-
     @property
-    def rtfx(self) -> float:
-        """Seconds of audio per wall-clock second; 0.0 if no time was measured."""
-        return self.audio_s / self.seconds if self.seconds > 0 else 0.0
+    def wants_draft(self) -> bool:
+        """Whether it starts from a draft."""
+        return dict(self.options).get("init") == "draft"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
-            "testset": self.testset,
-            "language": self.language,
-            "speakers": self.speakers,
-            "mode": asdict(self.mode),
-            "scores": self.scores.to_dict(),
-            "language_accuracy": self.language_accuracy,
-            "mean_passes": self.mean_passes,
-            "n_truncated": self.n_truncated,
-            "audio_s": self.audio_s,
-            "seconds": self.seconds,
-            "rtfx": self.rtfx,
+            "name": self.name,
+            "options": dict(self.options),
+            "shuffled": self.shuffled,
+            "language_given": self.language_given,
         }
+
+
+def _preset(name: str, init: str, steps: int, *, shuffled: bool = False, given: bool = False) -> Setting:
+    return Setting(name, (("init", init), ("steps", steps)), shuffled, given)
+
+
+DEFAULT_SETTINGS = (
+    _preset("draft", "draft", 0),
+    *(_preset(f"noise-{n}", "noise", n) for n in (1, 2, 4, 8, 16)),
+    *(_preset(f"from-draft-{n}", "draft", n) for n in (1, 2, 4)),
+    _preset("noise-8-language-given", "noise", 8, given=True),
+    _preset("shuffled-noise-8", "noise", 8, shuffled=True),
+)
+"""What a canvas model is asked by itself: the CTC draft alone, passes from noise and from the draft."""
+PLAIN = Setting("default")
+"""A model as it decodes by itself."""
+PRESETS = {setting.name: setting for setting in (*DEFAULT_SETTINGS, PLAIN)}
+_OWN = {"audio": ("own", "shuffled"), "language": ("detected", "given")}
+
+
+def parse_setting(text: str) -> Setting:
+    """Read a setting: a name of `PRESETS`, or ``key=value,key=value``.
+
+    Raises:
+        OptionError: If it is neither, a key stands twice, or a value is impossible.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    options: dict[str, Value] = {}
+    own = {key: values[0] for key, values in _OWN.items()}
+    seen = set()
+    for part in text.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise OptionError(
+                f"unknown setting {text!r}: give options as in steps=8,init=noise, or one of "
+                f"{', '.join(PRESETS)}"
+            )
+        if key in seen:
+            raise OptionError(f"setting {text!r}: {key} stands twice")
+        seen.add(key)
+        if key not in _OWN:
+            options[key] = _value(value)
+        elif value not in _OWN[key]:
+            raise OptionError(f"setting {text!r}: {key} is {value!r}; use {' or '.join(_OWN[key])}")
+        else:
+            own[key] = value
+    shuffled, given = own["audio"] == "shuffled", own["language"] == "given"
+    return Setting(text, tuple(options.items()), shuffled, given)
+
+
+def _value(text: str) -> Value:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

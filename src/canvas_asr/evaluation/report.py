@@ -1,26 +1,42 @@
-"""What an evaluation leaves behind: the circumstances it was run under, and tables in Markdown."""
+"""What an evaluation leaves behind: the circumstances it was run under, and reports in Markdown and HTML."""
 
 from __future__ import annotations
 
 import datetime
+import html
 import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .metrics import MAX_NGRAM, REPEATS, primary_metric
-from .modes import Result
+from . import plots
+from .summary import Pair, Result
+from .tables import Table, all_tables
 
-_PACKAGES = ("canvas-asr", "torch", "transformers", "peft", "numpy", "jiwer", "whisper-normalizer")
+_PACKAGES = (
+    "canvas-asr",
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "jiwer",
+    "kaldialign",
+    "whisper-normalizer",
+    "faster-whisper",
+    "pocketsphinx",
+)
 
 
-def describe_run(command: str, model: str, batch_size: int, seed: int, limit: int | None) -> dict[str, Any]:
+def describe_run(
+    command: str, models: Sequence[str], batch_size: int, seed: int, limit: int | None
+) -> dict[str, Any]:
     """Say what was run, where, with which versions, and when (UTC); JSON-ready."""
     return {
-        "model": model,
+        "model": ", ".join(models),
+        "models": list(models),
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "batch_size": batch_size,
@@ -65,74 +81,118 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def render_markdown(run: Mapping[str, Any], results: Sequence[Result]) -> str:
-    """Render the model card's tables: one overview, then every figure of every mode.
-
-    Args:
-        run: What `describe_run` returned.
-        results: In the order of the table's rows.
-    """
+def _circumstances(run: Mapping[str, Any]) -> list[str]:
+    """What was run, where and with what: plain sentences."""
     machine = run["machine"]
     where = f"{machine['gpu'] or machine['cpu']}, {machine['n_cpus']} CPUs, {machine['n_threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     limit = "" if run["limit_per_group"] is None else f" At most {run['limit_per_group']} clips a row."
     date, batch, seed = run["date"][:10], run["batch_size"], run["seed"]
-    lines = [
+    return [
         f"Model `{run['model']}`, {date}, on {where}; batch {batch}, seed {seed}.{limit}",
-        "",
         f"Made by `{run['command']}` with {versions}.",
-        "",
-        "Error rates in percent, Whisper-normalised, over all clips of a row: words (WER) for en, de, fr, "
-        "es; characters (CER) for hi, zh. Whisper's normaliser drops Hindi vowel signs: see *CER, marks "
-        "kept* below. *Speakers*: whether they are in the training data.",
-        "",
-        *_overview(results),
-        "",
-        "Every mode. *Raw* is as written, case and punctuation included; *W* is Whisper-normalised; *marks "
-        "kept* has only case and punctuation removed. CER of hi and zh leaves spaces out, except raw. "
-        f"*Loops*: share of outputs in which 1 to {MAX_NGRAM} words (zh: characters) stand {REPEATS} times "
-        "or more in a row. *Language*: detected right. RTFx: seconds of audio per second, waveform to text.",
-        "",
-        *_details(results),
+        *run.get("notes", ()),
     ]
-    return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], n_text_columns: int) -> list[str]:
-    rule = ["---"] * n_text_columns + ["---:"] * (len(header) - n_text_columns)
-    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
+def render_markdown(run: Mapping[str, Any], results: Sequence[Result], pairs: Sequence[Pair] = ()) -> str:
+    """Render the tables in Markdown.
+
+    Args:
+        run: What `describe_run` returned, and perhaps ``notes``: sentences that a reader has to know.
+        results: In the order of the tables' rows.
+        pairs: Comparisons.
+    """
+    lines = ["# Evaluation", ""]
+    for sentence in _circumstances(run):
+        lines += [sentence, ""]
+    for table in all_tables(results, pairs):
+        lines += [f"## {table.title}", "", table.note, "", *_markdown_table(table), ""]
+    return "\n".join(lines)
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+def _markdown_table(table: Table) -> list[str]:
+    rule = ["---"] * table.n_text_columns + ["---:"] * (len(table.header) - table.n_text_columns)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
+    return ["| " + " | ".join(cells) + " |" for cells in (table.header, rule, *escaped)]
 
 
-def _overview(results: Sequence[Result]) -> list[str]:
-    """One row for each set, language and kind of speaker; one column for each mode."""
-    modes = list(dict.fromkeys(result.mode.name for result in results))
-    rows: dict[tuple[str, str, str], dict[str, Result]] = {}
-    for result in results:
-        rows.setdefault((result.testset, result.language, result.speakers), {})[result.mode.name] = result
-    cells = []
-    for (testset, language, speakers), by_mode in rows.items():
-        n_clips = next(iter(by_mode.values())).scores.n_clips
-        figures = [_percent(by_mode[mode].scores.primary if mode in by_mode else None) for mode in modes]
-        metric = primary_metric(language).upper()
-        cells.append([testset, language, metric, speakers, str(n_clips), *figures])
-    return _table(["Test set", "Language", "Unit", "Speakers", "Clips", *modes], cells, 4)
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation of {title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 75rem;
+  margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; }}
+h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
+p.note {{ color: #444; max-width: 55rem; }}
+div.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem;
+  white-space: nowrap; }}
+th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }}
+th {{ border-bottom: 2px solid #888; }}
+th.word, td.word {{ text-align: left; }}
+figure {{ margin: 0; }}
+svg {{ max-width: 100%; height: auto; }}
+code {{ background: #f2f2f2; padding: 0 0.2rem; overflow-wrap: anywhere; }}
+</style>
+</head>
+<body>
+<h1>Evaluation of {title}</h1>
+{body}
+</body>
+</html>
+"""
 
 
-def _details(results: Sequence[Result]) -> list[str]:
-    header = ["Test set", "Language", "Speakers", "Mode", "WER raw", "WER W", "WER, marks kept"]
-    header += ["CER raw", "CER W", "CER, marks kept", "Loops", "Language", "Passes", "RTFx"]
-    rows = []
-    for r in results:
-        s = r.scores
-        counts = (s.raw_wer, s.whisper_wer, s.marks_wer, s.raw_cer, s.whisper_cer, s.marks_cer)
-        rows.append(
-            [r.testset, r.language, r.speakers, r.mode.name]
-            + [_percent(c.rate) for c in counts]
-            + [_percent(s.repetition_rate), _percent(r.language_accuracy)]
-            + [f"{r.mean_passes:.1f}", f"{r.rtfx:.1f}"]
-        )
-    return _table(header, rows, 4)
+def render_html(run: Mapping[str, Any], results: Sequence[Result], pairs: Sequence[Pair] = ()) -> str:
+    """Render tables and plots as one page that fetches nothing; arguments as of `render_markdown`."""
+    parts = [f"<p>{_inline(sentence)}</p>" for sentence in _circumstances(run)]
+    for title, note, svg in _figures(results):
+        parts += [f"<h2>{title}</h2>", f'<p class="note">{note}</p>', f"<figure>{svg}</figure>"]
+    for table in all_tables(results, pairs):
+        parts += [
+            f"<h2>{html.escape(table.title)}</h2>",
+            f'<p class="note">{_inline(table.note)}</p>',
+            f'<div class="wide">{_html_table(table)}</div>',
+        ]
+    return _PAGE.format(title=html.escape(run["model"]), body="\n".join(parts))
+
+
+def _figures(results: Sequence[Result]) -> Iterator[tuple[str, str, str]]:
+    """Title, explanation and SVG of every plot."""
+    found = [
+        ("Error rates", "With 95 % intervals over clips.", plots.error_rates(results)),
+        ("Accuracy and speed", "Up and left is worse: slower, and with more errors.", plots.speed(results)),
+        ("Error rates by duration", "", plots.durations(results)),
+    ]
+    for title, note, svg in found:
+        if svg is not None:
+            yield title, note, svg
+    for family, svg in plots.robustness(results):
+        yield f"Robustness: {family}", "", svg
+
+
+def _inline(text: str) -> str:
+    """Escape a sentence, and set its `code` and *emphasis*."""
+    escaped = html.escape(text)
+    for mark, tag in (("`", "code"), ("*", "em")):
+        pieces = escaped.split(mark)
+        if len(pieces) % 2 == 0:  # a mark without its other half is a character
+            continue
+        escaped = "".join(f"<{tag}>{p}</{tag}>" if i % 2 else p for i, p in enumerate(pieces))
+    return escaped
+
+
+def _html_table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        classes = [' class="word"' if i < table.n_text_columns else "" for i in range(len(cells))]
+        shown = (f"<{tag}{c}>{html.escape(cell)}</{tag}>" for c, cell in zip(classes, cells, strict=True))
+        return f"<tr>{''.join(shown)}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in table.rows)
+    return f"<table>\n<thead>{row(table.header, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"

@@ -1,0 +1,220 @@
+"""Other recognisers in the same harness, and hypotheses made elsewhere: see `systems`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..audio import SAMPLE_RATE_HZ
+from ..errors import CheckpointError, DataError
+from .modes import Samples, Setting
+from .systems import Reading, Utterance
+
+_HYPOTHESIS_KEYS = ("hypothesis", "pred_text", "text")
+
+
+class Pipeline:
+    """A speech recognition pipeline of `transformers`: Whisper, wav2vec 2.0 and others."""
+
+    max_audio_s: float | None = None
+
+    def __init__(self, name: str, device: str | None) -> None:
+        """Load it.
+
+        Args:
+            name: On the hub, or a folder.
+            device: Of PyTorch; None takes the GPU if there is one.
+
+        Raises:
+            CheckpointError: If it cannot be had or is no recogniser.
+        """
+        from transformers import pipeline
+
+        from ..loading import find_device
+
+        try:
+            self.run: Any = pipeline("automatic-speech-recognition", model=name, device=find_device(device))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"pipeline:{name}: cannot be loaded ({' '.join(str(error).split())}); give a speech "
+                "recognition model of transformers by its name on the hub, or a folder that holds one."
+            ) from error
+        config = getattr(self.run.model, "generation_config", None)
+        self.names_languages = bool(getattr(config, "is_multilingual", False))
+        self.generates = bool(self.run.model.can_generate())
+
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        testset: str,
+        setting: Setting,
+        language: str,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> list[Reading]:
+        """Decode in batches; the language is named to models of many."""
+        arguments: dict[str, Any] = dict(setting.options)
+        if arguments and not self.generates:
+            raise DataError(f"setting {setting.name!r}: this pipeline decodes by CTC and has no such options")
+        if setting.language_given and self.names_languages:
+            arguments["language"] = language
+        given = {"generate_kwargs": arguments} if arguments else {}
+        # Copies: the pipeline takes the dict apart.
+        clips = [{"raw": item.samples, "sampling_rate": SAMPLE_RATE_HZ} for item in utterances]
+        found = self.run(clips, batch_size=batch_size, **given)
+        return [Reading(" ".join(one["text"].split())) for one in found]
+
+
+class FasterWhisper:
+    """A Whisper model in faster-whisper."""
+
+    max_audio_s: float | None = None
+
+    def __init__(self, name: str, device: str | None) -> None:
+        """Load it.
+
+        Args:
+            name: Such as ``small`` or ``large-v3``, or a folder of its format.
+            device: ``cpu`` or ``cuda``; None lets it choose.
+
+        Raises:
+            CheckpointError: If it or the model cannot be had.
+        """
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise CheckpointError(
+                f"faster-whisper:{name}: needs faster-whisper; install it with: pip install faster-whisper"
+            ) from error
+        try:
+            self.model: Any = WhisperModel(name, device=device or "auto")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"faster-whisper:{name}: cannot be loaded ({error})") from error
+
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        testset: str,
+        setting: Setting,
+        language: str,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> list[Reading]:
+        """Decode clip by clip."""
+        options: dict[str, Any] = dict(setting.options)
+        readings = []
+        for utterance in utterances:
+            asked = language if setting.language_given else None
+            segments, information = self.model.transcribe(utterance.samples, language=asked, **options)
+            text = " ".join("".join(segment.text for segment in segments).split())
+            readings.append(Reading(text, str(information.language)))
+        return readings
+
+
+class PocketSphinx:
+    """CMU PocketSphinx with the English model of its wheel: hidden Markov models and trigrams."""
+
+    max_audio_s: float | None = None
+
+    def __init__(self) -> None:
+        """Load it.
+
+        Raises:
+            CheckpointError: If it is not installed.
+        """
+        try:
+            from pocketsphinx import Decoder
+        except ImportError as error:
+            raise CheckpointError(
+                "pocketsphinx: is not installed; install it with: pip install pocketsphinx"
+            ) from error
+        self.decoder: Any = Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
+
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        testset: str,
+        setting: Setting,
+        language: str,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> list[Reading]:
+        """Decode clip by clip."""
+        return [Reading(self._text(utterance.samples)) for utterance in utterances]
+
+    def _text(self, samples: Samples) -> str:
+        if not len(samples):
+            return ""
+        # Its estimate of the channel adapts from clip to clip: each starts afresh, whatever came before.
+        self.decoder.reinit_feat()
+        self.decoder.start_utt()
+        pcm = (np.clip(samples, -1.0, 1.0) * 32767).astype("<i2")
+        self.decoder.process_raw(pcm.tobytes(), no_search=False, full_utt=True)
+        self.decoder.end_utt()
+        found = self.decoder.hyp()
+        return "" if found is None else str(found.hypstr)
+
+
+class HypothesisFile:
+    """Hypotheses from a file: a text a line, or JSON lines with ``hypothesis``, ``pred_text`` or ``text``."""
+
+    max_audio_s: float | None = None
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read it.
+
+        Raises:
+            DataError: If it cannot be read, or a line of a ``.jsonl`` or ``.json`` file has no hypothesis.
+        """
+        self.path = Path(path)
+        try:
+            content = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"file:{path}: cannot be read as UTF-8 text ({error})") from error
+        lines = content.removesuffix("\n").split("\n") if content else []
+        if self.path.suffix in (".jsonl", ".json"):
+            lines = [self._hypothesis(line, number) for number, line in enumerate(lines, start=1)]
+        self.texts = lines
+
+    def _hypothesis(self, line: str, number: int) -> str:
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{self.path}:{number}: is not JSON ({error})") from error
+        for key in _HYPOTHESIS_KEYS:
+            if isinstance(entry, dict) and isinstance(entry.get(key), str):
+                return str(entry[key])
+        raise DataError(f"{self.path}:{number}: has no {' or '.join(_HYPOTHESIS_KEYS)}")
+
+    def check(self, testset: str, n_clips: int) -> None:
+        """Compare its length with that of a set.
+
+        Raises:
+            DataError: If they differ.
+        """
+        if len(self.texts) != n_clips:
+            raise DataError(
+                f"{self.path}: has {len(self.texts)} hypotheses for the {n_clips} clips of {testset}; give "
+                "one for each clip, in the order of the set"
+            )
+
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        testset: str,
+        setting: Setting,
+        language: str,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> list[Reading]:
+        """Look them up."""
+        return [Reading(self.texts[utterance.place]) for utterance in utterances]

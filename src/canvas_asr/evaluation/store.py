@@ -1,0 +1,170 @@
+"""The raw results of an evaluation: one JSON line for every clip, setting and condition, kept as they come.
+
+A run that was stopped goes on where it was: what has a line is not decoded again. All figures are made from
+these lines, so they can be made again, or otherwise, without a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .modes import Speakers, Value
+
+LINES_NAME = "hypotheses.jsonl"
+_Key = tuple[str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one clip was read as.
+
+    Attributes:
+        model: As it was named.
+        testset: Name of the set.
+        mode: Name of the setting.
+        condition: That the clip was heard under.
+        place: Of the clip in its set, from 0.
+        audio: Name of the file that was heard.
+        reference_audio: Name of the clip's own file, another one where audio is shuffled.
+        language: Of the reference.
+        speakers: Whether the clip's speaker is in the training data.
+        detected: Language that was detected, or given; empty if neither.
+        reference: What was said, as written.
+        hypothesis: What was recognised, as written.
+        passes: Denoising passes.
+        truncated: Whether the text filled the canvas.
+        too_long: Whether the clip is longer than the model takes; its hypothesis is empty then.
+        audio_s: Length of what was heard, in seconds.
+        seconds: The clip's share of the wall-clock time; None if there is none.
+        options: Of decoding.
+        shuffled: Whether another clip's audio was heard.
+        language_given: Whether the model was told the language.
+        seed: Of the run.
+    """
+
+    model: str
+    testset: str
+    mode: str
+    condition: str
+    place: int
+    audio: str
+    reference_audio: str
+    language: str
+    speakers: Speakers
+    detected: str
+    reference: str
+    hypothesis: str
+    passes: int
+    truncated: bool
+    too_long: bool
+    audio_s: float
+    seconds: float | None
+    options: Mapping[str, Value]
+    shuffled: bool
+    language_given: bool
+    seed: int
+
+    @property
+    def key(self) -> _Key:
+        """What it is the result of."""
+        return self.model, self.testset, self.mode, self.condition, self.place
+
+
+_FIELDS = frozenset(field.name for field in fields(Line))
+_SAME = ("reference", "language", "audio", "options", "shuffled", "language_given", "seed")
+
+
+class Store:
+    """The lines of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there.
+
+        Args:
+            folder: Made when the first line is written.
+
+        Raises:
+            DataError: If a line is damaged; one that a stopped run left unfinished at the end is dropped.
+        """
+        self.path = folder / LINES_NAME
+        self._lines: dict[_Key, Line] = {}
+        for line in self._read():
+            self._lines[line.key] = line
+
+    def _read(self) -> Iterator[Line]:
+        if not self.path.exists():
+            return
+        content = self.path.read_text(encoding="utf-8")
+        whole, newline, rest = content.rpartition("\n")
+        if rest:  # the run was stopped while it wrote
+            self.path.write_text(whole + newline, encoding="utf-8")
+        for number, text in enumerate(whole.split("\n") if newline else (), start=1):
+            try:
+                entry = json.loads(text)
+                yield Line(**{name: entry[name] for name in _FIELDS})
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{self.path}:{number}: is not a line of this evaluation ({error!r}); give another "
+                    "folder, or remove the file"
+                ) from error
+
+    def __len__(self) -> int:
+        """Number of lines."""
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[Line]:
+        """Every line, in the order in which they came."""
+        return iter(self._lines.values())
+
+    def add(self, lines: Iterable[Line]) -> None:
+        """Append lines, and see them written."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+                self._lines[line.key] = line
+
+    def has(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether there is a result of this already.
+
+        Args:
+            wanted: Fields of a `Line` that are known before it is decoded.
+
+        Raises:
+            DataError: If there is one, but of another reference, audio or seed.
+        """
+        key = (wanted["model"], wanted["testset"], wanted["mode"], wanted["condition"], wanted["place"])
+        line = self._lines.get(key)
+        if line is None:
+            return False
+        for name in _SAME:
+            if getattr(line, name) != wanted[name]:
+                raise DataError(
+                    f"{self.path}: was made with another {name} ({getattr(line, name)!r}, now "
+                    f"{wanted[name]!r}) for clip {wanted['place']} of {wanted['testset']}; give another "
+                    "--out"
+                )
+        return True
+
+
+def write_manifests(store: Iterable[Line], folder: Path) -> None:
+    """Write the lines once more as the Open ASR Leaderboard's own scorer reads them, one file a result.
+
+    Names and keys are its own (and NeMo's): ``MODEL_…_DATASET_….jsonl`` with ``audio_filepath``,
+    ``duration``, ``time``, ``text`` and ``pred_text``.
+    """
+    files: dict[str, list[dict[str, Any]]] = {}
+    for line in store:
+        dataset = "_".join((line.testset, line.language, line.mode, line.condition))
+        name = f"MODEL_{line.model}_DATASET_{dataset}".replace("/", "-").replace(":", "-")
+        entry = {"audio_filepath": line.audio, "duration": line.audio_s, "time": line.seconds}
+        files.setdefault(name, []).append({**entry, "text": line.reference, "pred_text": line.hypothesis})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, entries in files.items():
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")

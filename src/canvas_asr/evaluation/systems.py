@@ -1,0 +1,217 @@
+"""What is evaluated: models of this package, other recognisers beside them, and hypotheses from a file.
+
+==========================  =================================================================================
+``tiny``, a folder, a name  what `canvas_asr.load` takes
+``pipeline:NAME``           any speech recognition pipeline of `transformers`, by name on the hub or folder
+``faster-whisper:NAME``     a Whisper model in faster-whisper, if that is installed
+``pocketsphinx``            its English model, which comes with its wheel, if that is installed
+``file:PATH``               hypotheses made elsewhere, one a clip, in the order of the set
+==========================  =================================================================================
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from ..errors import CheckpointError, OptionError
+from .modes import DEFAULT_SETTINGS, PLAIN, Recogniser, Samples, Setting, TranscriptLike
+
+LoadModel = Callable[[str, "str | None"], Recogniser]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clip as it is given to a model.
+
+    Attributes:
+        place: Of the clip in its set, from 0.
+        samples: 16 kHz mono, (N,).
+    """
+
+    place: int
+    samples: Samples
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a recogniser that is not of this package made of a clip."""
+
+    text: str
+    language: str = ""
+    passes: int = 0
+    truncated: bool = False
+    seconds: float = 0.0
+
+
+class System(Protocol):
+    """Something that reads clips."""
+
+    @property
+    def max_audio_s(self) -> float | None:
+        """The longest clip it takes, in seconds; None if there is no limit."""
+
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        testset: str,
+        setting: Setting,
+        language: str,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> Sequence[TranscriptLike]:
+        """Read clips of one language of a set, in order.
+
+        Raises:
+            DataError: If it cannot.
+        """
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of system, as far as it is known before one is loaded.
+
+    Attributes:
+        options: Options of decoding that a setting may have.
+        has_draft: Whether there is a CTC draft to start from.
+        hears: Whether it hears the audio: hypotheses of a file have no speed, and no other audio can be
+            given.
+        languages: Which it knows; None: any.
+        defaults: Settings where none is asked for.
+    """
+
+    options: tuple[str, ...] = ()
+    has_draft: bool = False
+    hears: bool = True
+    languages: tuple[str, ...] | None = None
+    defaults: tuple[Setting, ...] = (PLAIN,)
+
+
+@cache
+def _canvas_kind() -> Kind:
+    common = ("self", "arrays", "language", "batch_size", "seed")
+    options = inspect.signature(Recogniser.transcribe_arrays).parameters
+    return Kind(tuple(name for name in options if name not in common), True, defaults=DEFAULT_SETTINGS)
+
+
+BASELINES = {
+    "pipeline": Kind(("num_beams", "max_new_tokens")),
+    "faster-whisper": Kind(("beam_size", "temperature", "vad_filter")),
+    "pocketsphinx": Kind(languages=("en",)),
+    "file": Kind(hears=False),
+}
+
+
+def split_name(model: str) -> tuple[str, str]:
+    """The kind of a model, empty for one of this package, and what is left of its name."""
+    kind, colon, name = model.partition(":")
+    return (kind, name) if kind in BASELINES and (colon or kind == "pocketsphinx") else ("", model)
+
+
+def kind_of(model: str) -> Kind:
+    """What is known of a model by its name alone."""
+    kind, _ = split_name(model)
+    return BASELINES[kind] if kind else _canvas_kind()
+
+
+def settings_of(models: Sequence[str], settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """Which settings each model is asked in: those whose options it has, or its own where there are none.
+
+    Raises:
+        OptionError: If no model has an option of a setting, or a setting starts from a draft and no model has
+            a draft head.
+    """
+    kinds = {model: kind_of(model) for model in models}
+    for setting in settings:
+        for name in dict(setting.options):
+            if not any(name in kind.options for kind in kinds.values()):
+                _refuse(setting, name, kinds)
+    chosen = {}
+    for model, kind in kinds.items():
+        fitting = [setting for setting in settings if _fits(setting, kind)]
+        chosen[model] = fitting or list(kind.defaults if not settings else (PLAIN,))
+    return chosen
+
+
+def _fits(setting: Setting, kind: Kind) -> bool:
+    return set(dict(setting.options)) <= set(kind.options) and not (setting.shuffled and not kind.hears)
+
+
+def _refuse(setting: Setting, name: str, kinds: dict[str, Kind]) -> None:
+    if setting.wants_draft:
+        raise OptionError(
+            f"setting {setting.name!r} starts from a draft, and {', '.join(kinds)} has no draft head; "
+            "leave the setting out, or give a model of this package"
+        )
+    known = ", ".join(dict.fromkeys(option for kind in kinds.values() for option in kind.options))
+    raise OptionError(
+        f"setting {setting.name!r}: unknown option {name!r}; {', '.join(kinds)} has {known or 'no options'}"
+    )
+
+
+def load_canvas_model(model: str, device: str | None) -> Recogniser:
+    """Load a model of this package."""
+    # Here, not above: it imports torch, which --help and a wrong option need not wait for.
+    from ..transcriber import load
+
+    return load(model, device=device)
+
+
+def open_system(model: str, device: str | None, load_model: LoadModel = load_canvas_model) -> System:
+    """Load a system by its name.
+
+    Raises:
+        CheckpointError: If it cannot be had; what to do is said.
+        DataError: If it is a file that cannot be read.
+    """
+    kind, name = split_name(model)
+    if not kind:
+        return _Canvas(model, load_model(model, device))
+    if not name and kind != "pocketsphinx":
+        raise CheckpointError(f"{model}: says no name; give {kind}:NAME")
+    from . import baselines
+
+    makers: dict[str, Callable[[], System]] = {
+        "pipeline": lambda: baselines.Pipeline(name, device),
+        "faster-whisper": lambda: baselines.FasterWhisper(name, device),
+        "pocketsphinx": baselines.PocketSphinx,
+        "file": lambda: baselines.HypothesisFile(name),
+    }
+    return makers[kind]()
+
+
+class _Canvas:
+    """A model of this package."""
+
+    def __init__(self, name: str, recogniser: Recogniser) -> None:
+        self.name = name
+        self.recogniser = recogniser
+        self.max_audio_s: float | None = getattr(recogniser, "max_audio_s", None)
+
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        testset: str,
+        setting: Setting,
+        language: str,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> Sequence[TranscriptLike]:
+        """Decode."""
+        if setting.wants_draft and not getattr(self.recogniser, "has_draft", True):
+            raise OptionError(
+                f"setting {setting.name!r} starts from a draft, and {self.name} has no draft head"
+            )
+        options: dict[str, Any] = dict(setting.options)
+        return self.recogniser.transcribe_arrays(
+            [utterance.samples for utterance in utterances],
+            **options,
+            language=language if setting.language_given else None,
+            batch_size=batch_size,
+            seed=seed,
+        )
