@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # configuration and tokenizer
 _HTTPError: Any = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, as the hub's library has it
+NOT_WRITTEN = (OSError, HFValidationError, _HTTPError)  # what an upload raises
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,10 @@ def upload(
     create_pr: bool = False,
     commit_message: str | None = None,
     commit_description: str | None = None,
+    files: Sequence[str] | None = None,
+    replace_card: bool = False,
 ) -> str:
-    """Write a folder to a repository of the hub, which is made if need be; its own README stays.
+    """Write a folder to a repository of the hub, which is made if need be.
 
     Args:
         folder: What to upload.
@@ -249,6 +252,8 @@ def upload(
         create_pr: Propose the change instead of making it.
         commit_message: First line of the commit.
         commit_description: The rest of it.
+        files: What of the folder, by relative path; None: all.
+        replace_card: Whether the repository's own README, if it has one, is replaced.
 
     Returns:
         Address of the commit.
@@ -261,7 +266,9 @@ def upload(
         name = api.create_repo(name, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(name, branch=revision, exist_ok=True)
-        has_card = api.file_exists(name, "README.md", revision=None if create_pr else revision)
+        keeps_card = not replace_card and api.file_exists(
+            name, "README.md", revision=None if create_pr else revision
+        )
         commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
@@ -269,11 +276,39 @@ def upload(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=["README.md"] if has_card else None,
+            allow_patterns=None if files is None else list(files),
+            ignore_patterns=["README.md"] if keeps_card else None,
         )
-    except (OSError, HFValidationError, _HTTPError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{name}: cannot be written ({reason}); run `hf auth login` with a token that may write there."
-        ) from error
+    except NOT_WRITTEN as error:
+        raise upload_error(name, error) from error
     return str(commit.commit_url)
+
+
+def upload_error(name: str, error: BaseException) -> CheckpointError:
+    """Say in one sentence why a repository cannot be written, and what to do.
+
+    Args:
+        name: Of the repository.
+        error: One of ``NOT_WRITTEN``.
+    """
+    reason = " ".join(str(error).split())
+    answered = isinstance(error, HfHubHTTPError)
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return CheckpointError(
+            f"{name}: cannot be written by someone whom the hub does not know ({reason}); run `hf auth "
+            "login`, or give another token."
+        )
+    if isinstance(error, (OfflineModeIsEnabled, ConnectionError)) or (
+        isinstance(error, _HTTPError) and not answered
+    ):
+        return CheckpointError(
+            f"{name}: cannot be written: the hub cannot be reached ({reason}); run it again where it can, "
+            "without HF_HUB_OFFLINE."
+        )
+    if status in (403, 404):
+        return CheckpointError(
+            f"{name}: cannot be written by this account or token ({reason}); check the owner's name, or run "
+            "`hf auth login` with a token that may write there."
+        )
+    return CheckpointError(f"{name}: cannot be written ({reason}).")

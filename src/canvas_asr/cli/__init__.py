@@ -1,10 +1,11 @@
-"""The command ``canvas-asr``: transcribe, train, synth, evaluate, convert and info.
+"""The command ``canvas-asr``: transcribe, train, synth, evaluate, convert, info, card and push.
 
     canvas-asr transcribe talk.mp3 --language de --json
     canvas-asr train recipes/tiny/adapter.yaml --set training.max_steps=100
     canvas-asr evaluate tiny --set data/german.jsonl --out runs/evaluation
     canvas-asr convert diffusion_asr_small.pt adapter/
     canvas-asr info tiny
+    canvas-asr push runs/mine/checkpoint me/my-adapter --private
 
 Results go to stdout, everything else to stderr. The exit code is 0 if all went well, 1 if something could not
 be done, 2 for wrong usage, 130 after Ctrl-C. What is heavy is imported by the command that needs it.
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 
 from canvas_asr import __version__
 
-from . import convert, evaluate, info, synth, train, transcribe
+from . import convert, evaluate, info, push, synth, train, transcribe
 from .messages import PROGRAM, exit_code
 
 
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_parser(commands)
     convert.add_parser(commands)
     info.add_parser(commands)
+    push.add_parser(commands)
     return parser
 
 
