@@ -18,6 +18,21 @@ def _on_meta(config: DiffusionGemmaConfig) -> DiffusionGemmaForBlockDiffusion:
         return DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_dict(config.to_dict()))
 
 
+def quantization_method(quantization_config: Any) -> str | None:
+    """Name of the method of a quantisation configuration, an object or a dictionary; None of None."""
+    if quantization_config is None:
+        return None
+    method = _settings(quantization_config).get("quant_method")
+    return str(getattr(method, "value", method))
+
+
+def _settings(quantization_config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = (
+        quantization_config if isinstance(quantization_config, dict) else quantization_config.to_dict()
+    )
+    return found
+
+
 def backbone_bytes(
     config: DiffusionGemmaConfig, dtype: torch.dtype, quantization_config: Any = None
 ) -> int | None:
@@ -34,10 +49,9 @@ def backbone_bytes(
     quantized = quantization_config or getattr(config, "quantization_config", None)
     backbone = _on_meta(config)
     n_all = {id(p): p.numel() for p in backbone.parameters()}
-    if quantized is None:
+    method = quantization_method(quantized)
+    if method in (None, "compressed-tensors"):  # which is brought back to the dtype when it is loaded
         return sum(n_all.values()) * dtype.itemsize
-    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
-    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method")))
     if method not in ("bitsandbytes", "fp8"):
         return None
     n_quantized = {
@@ -48,7 +62,7 @@ def backbone_bytes(
     if method == "fp8":  # bitsandbytes leaves the experts, three-dimensional parameters, as they are
         n_quantized |= {id(p): p.numel() for n, p in backbone.named_parameters() if ".experts." in n}
     n_small = sum(n_quantized.values())
-    bits = 4 if settings.get("load_in_4bit") else 8
+    bits = 4 if _settings(quantized).get("load_in_4bit") else 8
     return (sum(n_all.values()) - n_small) * dtype.itemsize + n_small * bits // 8
 
 
