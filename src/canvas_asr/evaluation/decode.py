@@ -210,11 +210,11 @@ class Evaluator:
         limit = system.max_audio_s
         lengths = [len(utterance.samples) / SAMPLE_RATE_HZ for utterance in utterances]
         fits = [limit is None or length <= limit + _LIMIT_ROUNDING_S for length in lengths]
-        taken = [utterance for utterance, fit in zip(utterances, fits, strict=True) if fit]
+        taken = [u for u, length, fit in zip(utterances, lengths, fits, strict=True) if fit and length]
         read = iter(self._timed(system, group, setting, taken))
         lines = []
         for fact, length, fit in zip(facts, lengths, fits, strict=True):
-            transcript, seconds = next(read) if fit else (Reading(""), 0.0)
+            transcript, seconds = next(read) if fit and length else (Reading(""), 0.0)
             lines.append(
                 Line(
                     **fact,

@@ -318,11 +318,11 @@ def score(references: Sequence[str], hypotheses: Sequence[str], language: str) -
         ("whisper", lambda text: normalise_whisper(text, language)),
         ("marks", normalise_keep_marks),
     ):
-        pair = sides(normalise)
-        clips[f"{name}_wer"] = clip_wer(*pair)
+        said, read = sides(normalise)
+        clips[f"{name}_wer"] = clip_wer(said, read)
         if drop_spaces and name != "raw":
-            pair = tuple([text.replace(" ", "") for text in side] for side in pair)
-        clips[f"{name}_cer"] = clip_cer(*pair)
+            said, read = ([text.replace(" ", "") for text in side] for side in (said, read))
+        clips[f"{name}_cer"] = clip_cer(said, read)
     if language in LEADERBOARD_LANGUAGES:
         clips["leaderboard_wer"] = clip_merged_wer(*sides(lambda text: normalise_leaderboard(text, language)))
     return Scores(language, len(references), clips, repetition_rate(hypotheses, language))

@@ -23,7 +23,7 @@ def _draw(paint: Callable[[Axes], None], height_in: float = 3.6) -> str:
     """Draw one plot; gives an ``<svg>`` element."""
     import matplotlib
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": "canvas-asr",  # the same figures give the same file
         "font.family": "sans-serif",

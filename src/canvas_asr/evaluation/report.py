@@ -42,13 +42,14 @@ def describe_run(
         "batch_size": batch_size,
         "seed": seed,
         "limit_per_group": limit,
-        "machine": _machine(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": describe_machine(),
+        "versions": installed_versions(),
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def installed_versions() -> dict[str, str]:
+    """Give the versions of the packages that results depend on, by name."""
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -57,7 +58,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
+    """Say which machine this is; JSON-ready."""
     # Without torch loaded there was no GPU either: a recogniser brings its own.
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

@@ -93,8 +93,9 @@ class Store:
         """
         self.path = folder / LINES_NAME
         self._lines: dict[_Key, Line] = {}
+        self._references: dict[tuple[str, str, int], str] = {}
         for line in self._read():
-            self._lines[line.key] = line
+            self._keep(line)
 
     def _read(self) -> Iterator[Line]:
         if not self.path.exists():
@@ -113,6 +114,10 @@ class Store:
                     "folder, or remove the file"
                 ) from error
 
+    def _keep(self, line: Line) -> None:
+        self._lines[line.key] = line
+        self._references[line.testset, line.condition, line.place] = line.reference
+
     def __len__(self) -> int:
         """Number of lines."""
         return len(self._lines)
@@ -127,7 +132,7 @@ class Store:
         with self.path.open("a", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
-                self._lines[line.key] = line
+                self._keep(line)
 
     def has(self, wanted: Mapping[str, Any]) -> bool:
         """Whether there is a result of this already.
@@ -138,18 +143,18 @@ class Store:
         Raises:
             DataError: If there is one, but of another reference, audio or seed.
         """
-        key = (wanted["model"], wanted["testset"], wanted["mode"], wanted["condition"], wanted["place"])
-        line = self._lines.get(key)
-        if line is None:
-            return False
-        for name in _SAME:
-            if getattr(line, name) != wanted[name]:
+        clip = wanted["testset"], wanted["condition"], wanted["place"]
+        found = {"reference": self._references.get(clip, wanted["reference"])}
+        line = self._lines.get((wanted["model"], clip[0], wanted["mode"], *clip[1:]))
+        if line is not None:
+            found |= {name: getattr(line, name) for name in _SAME}
+        for name, value in found.items():
+            if value != wanted[name]:
                 raise DataError(
-                    f"{self.path}: was made with another {name} ({getattr(line, name)!r}, now "
-                    f"{wanted[name]!r}) for clip {wanted['place']} of {wanted['testset']}; give another "
-                    "--out"
+                    f"{self.path}: was made with another {name} ({value!r}, now {wanted[name]!r}) for clip "
+                    f"{wanted['place']} of {wanted['testset']}; give another --out"
                 )
-        return True
+        return line is not None
 
 
 def write_manifests(store: Iterable[Line], folder: Path) -> None:
