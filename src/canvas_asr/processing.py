@@ -45,7 +45,8 @@ def log_mel(feature_extractor: WhisperFeatureExtractor, samples: NDArray[np.floa
         (n_mels, N // hop_length) float32.
     """
     padded = np.pad(samples, (0, max(0, feature_extractor.n_fft - len(samples)))).astype(np.float32)
-    features: NDArray[np.float32] = feature_extractor._torch_extract_fbank_features(padded)
+    with torch.autocast("cpu", enabled=False):  # numpy has no bfloat16
+        features: NDArray[np.float32] = feature_extractor._torch_extract_fbank_features(padded)
     return features
 
 
