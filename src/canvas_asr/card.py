@@ -99,6 +99,12 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     return content
 
 
+def has_own_card(folder: Path) -> bool:
+    """Whether the card of a checkpoint was written by hand."""
+    path = folder / CARD_NAME
+    return path.exists() and MADE_BY not in path.read_text(encoding="utf-8", errors="replace")
+
+
 def write_model_card(
     folder: Path,
     config: CanvasASRConfig,
@@ -121,7 +127,7 @@ def write_model_card(
     if path.exists() and not overwrite:
         if facts is None:
             return
-        if MADE_BY not in path.read_text(encoding="utf-8", errors="replace"):
+        if has_own_card(folder):
             raise OptionError(f"{path}: was not made by canvas-asr; give --overwrite to replace it.")
     write_text(path, model_card(config, facts or CardFacts()))
 

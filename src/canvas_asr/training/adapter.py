@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter, save_checkpoint
+from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
 from canvas_asr.decoding import CanvasDecoder, merge_labels
 from canvas_asr.encoder import n_audio_tokens
@@ -33,6 +33,7 @@ from .checkpoints import load_trainable_state
 from .judging import Judgement, error_rates, listening, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .objective import denoising_counts, denoising_losses
+from .outcome import leave_checkpoint
 from .recipe import Recipe, from_mapping
 from .speech_data import SpeechDataset
 from .stage import Part, Stage, row_generators, share_of
@@ -333,7 +334,7 @@ def _warm_start(module: AdapterModel, init: str) -> None:
 
 
 def run(recipe: Recipe) -> None:
-    """Train the stage and write a checkpoint to ``checkpoint/`` in the output folder.
+    """Train the stage, and leave a checkpoint with its card in ``checkpoint/`` of the output folder.
 
     Args:
         recipe: With ``stage: adapter``.
@@ -380,4 +381,4 @@ def run(recipe: Recipe) -> None:
         if whole is None:
             trained = options.train_audio_encoder or options.train_backbone
             whole = trained or Path(options.backbone).is_dir() or Path(options.audio_encoder).is_dir()
-        save_checkpoint(model, processor, recipe.output_dir / "checkpoint", whole=whole)
+        leave_checkpoint(recipe, model, processor, whole=whole)
