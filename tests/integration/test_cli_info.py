@@ -109,6 +109,11 @@ def test_info_names_features_that_cannot_be_read(
     assert capsys.readouterr().err.startswith(f"canvas-asr: error: {tmp_path / 'preprocessor_config.json'}: ")
 
 
+def test_parts_are_for_an_adapter_file(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(model), "--backbone", "some/backbone"]) == 1
+    assert "leave out --backbone" in capsys.readouterr().err
+
+
 def test_info_of_no_model_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "large-v9"]) == 1
     assert capsys.readouterr().err.startswith("canvas-asr: error: large-v9: no such model; give 'tiny'")

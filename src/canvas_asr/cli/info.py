@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas_asr.errors import CheckpointError
+from canvas_asr.errors import CheckpointError, OptionError
 
 from .model_options import add_model_options, part_arguments
 
@@ -45,6 +45,11 @@ def run(options: argparse.Namespace) -> int:
     place = find_model(options.model, access)
     if place.is_file():
         config, hop_length, files = import_model(place, others, access).config, WHISPER_HOP, [place]
+    elif any(part_arguments(options).values()):
+        raise OptionError(
+            f"{options.model}: has the geometry of its parts in its config.json; leave out --backbone and "
+            "--audio-encoder, which are for an adapter file."
+        )
     else:
         config, hop_length = load_configuration(place), _hop_length(place)
         files = [*place.rglob("*.safetensors")]
