@@ -154,12 +154,34 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def bytes_of_logits(options: argparse.Namespace) -> int:
+    """Size of one float32 tensor of all logits."""
+    return 4 * options.clips * max(options.frames, options.canvas) * int(options.vocabulary)
+
+
+def check_room(needed: int) -> None:
+    """Refuse to take memory that other programs would lack.
+
+    Raises:
+        SystemExit: If less than that is available.
+    """
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    if available < needed:
+        raise SystemExit(
+            f"error: the plain loss takes up to {needed / MIB:,.0f} MiB and {available / MIB:,.0f} are free; "
+            "give fewer --clips, or wait."
+        )
+
+
 def in_fresh_process(name: str, variant: str, options: argparse.Namespace, gradient: Path) -> dict[str, Any]:
     """Measure in a process of its own.
 
     Raises:
-        SystemExit: If it fails.
+        SystemExit: If it fails, or there is too little memory for it.
     """
+    if variant == "plain" and options.device == "cpu":
+        check_room(5 * bytes_of_logits(options))
     command = [sys.executable, __file__, "--child", name, variant, "--gradient", str(gradient)]
     for key in ("clips", "frames", "canvas", "vocabulary", "width", "device"):
         command += [f"--{key}", str(getattr(options, key))]
@@ -195,7 +217,6 @@ def describe(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """Say what was measured, and where."""
     import torch
 
-    n_logits = options.clips * max(options.frames, options.canvas) * options.vocabulary
     return {
         "what": (
             "MiB above what the process held before the loss, one forward and backward pass each; errors of "
@@ -203,7 +224,7 @@ def describe(options: argparse.Namespace, command: str) -> dict[str, Any]:
         ),
         "command": command,
         "shape": {key: getattr(options, key) for key in ("clips", "frames", "canvas", "vocabulary", "width")},
-        "one_float32_tensor_of_logits_mib": round(4 * n_logits / MIB, 1),
+        "one_float32_tensor_of_logits_mib": round(bytes_of_logits(options) / MIB, 1),
         "machine": {
             "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
             "processor": platform.processor() or platform.machine(),
@@ -224,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=16, help="of the states")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--gradient", type=Path, help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -232,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(options)))
         return 0
     content = describe(options, f"python benchmarks/losses_memory.py {shlex.join(arguments)}")
-    content["losses"] = {name: compare(name, options) for name in LOSSES}
+    content["losses"] = {name: compare(name, options) for name in options.losses}
     text = json.dumps(content, indent=1) + "\n"
     if options.out:
         options.out.write_text(text, encoding="utf-8")
