@@ -10,11 +10,22 @@ from kaldialign import bootstrap_wer_ci
 
 from canvas_asr.errors import DataError
 from canvas_asr.evaluation.metrics import ErrorCounts, clip_wer
-from canvas_asr.evaluation.significance import compare, interval
+from canvas_asr.evaluation.significance import compare, intervals
 
 
 def counts(errors, length=10):
     return [ErrorCounts(substitutions=int(e), hits=length - int(e)) for e in errors]
+
+
+def interval(clips, *arguments, **options):
+    return intervals({"rate": clips}, *arguments, **options)["rate"]
+
+
+def test_rates_of_the_same_clips_share_the_draws():
+    clips = counts(np.random.default_rng(0).integers(0, 10, 50))
+    empty = [ErrorCounts()] * 50
+    found = intervals({"a": clips, "b": empty, "c": clips})
+    assert found == {"a": interval(clips), "b": None, "c": interval(clips)}
 
 
 def test_interval_of_equal_clips_is_the_rate():

@@ -14,7 +14,7 @@ Clips of one speaker are not independent either; with few speakers, all interval
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,25 +83,29 @@ def _middle(rates: Numbers) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def interval(
-    clips: Sequence[ErrorCounts], seed: int = 0, n_draws: int = N_DRAWS
-) -> tuple[float, float] | None:
-    """The 95 % bootstrap interval of a rate over clips.
+def intervals(
+    rates: Mapping[str, Sequence[ErrorCounts]], seed: int = 0, n_draws: int = N_DRAWS
+) -> dict[str, tuple[float, float] | None]:
+    """The 95 % bootstrap intervals of several rates of the same clips, from the same draws.
 
     Args:
-        clips: Counts of each.
+        rates: Counts of each clip, by name of the rate.
         seed: Of the draws.
         n_draws: How many.
 
     Returns:
-        Its ends; None where there is no rate, for no reference has a word.
+        Ends of each; None where there is no rate, for no reference has a word.
     """
-    errors, lengths = _columns(clips)
-    if not lengths.sum():
-        return None
-    sums = _drawn_sums(np.stack([errors, lengths], axis=1), seed, n_draws)
-    sums = sums[sums[:, 1] > 0]  # a draw of nothing but clips without words has no rate
-    return _middle(sums[:, 0] / sums[:, 1])
+    columns = [column for clips in rates.values() for column in _columns(clips)]
+    if not columns or not len(columns[0]):
+        return dict.fromkeys(rates)
+    sums = _drawn_sums(np.stack(columns, axis=1), seed, n_draws)
+    found: dict[str, tuple[float, float] | None] = {}
+    for i, name in enumerate(rates):
+        errors, lengths = sums[:, 2 * i], sums[:, 2 * i + 1]
+        has_words = lengths > 0  # a draw of nothing but clips without words has no rate
+        found[name] = _middle(errors[has_words] / lengths[has_words]) if has_words.any() else None
+    return found
 
 
 def compare(

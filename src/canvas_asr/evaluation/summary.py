@@ -12,7 +12,7 @@ from typing import Any
 from .conditions import CLEAN, CONDITIONS
 from .metrics import PRIMARY_METRICS, RATES, ErrorCounts, Scores, primary_rate, score
 from .modes import Speakers
-from .significance import Comparison, compare, interval
+from .significance import Comparison, compare, intervals
 from .store import Line
 
 BUCKETS_S = (0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0)
@@ -97,7 +97,7 @@ class Result:
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float] | None]:
         """95 % bootstrap interval of every rate."""
-        return {name: interval(clips, self.seed) for name, clips in self.scores.clips.items()}
+        return intervals(self.scores.clips, self.seed)
 
     @property
     def audio_s(self) -> float:
