@@ -49,7 +49,7 @@ def test_the_shares_of_all_processes_make_the_plans_batches(n_processes: int, n_
         parts = [part for share in shares for part in share[step * n_micro : (step + 1) * n_micro]]
         assert all(parts)
         counted = [row for part in parts for row in part if row.counted]
-        assert sorted((row.epoch, row.index) for row in counted) == sorted(batch)
+        assert sorted((row.epoch, row.place) for row in counted) == sorted(batch)
         assert all(part == [Row(*batch[0], counted=False)] for part in parts if not part[0].counted)
     assert next(iter(ShareOfPlan(plan))) == [Row(*item) for item in next(iter(plan))]
 

@@ -69,12 +69,12 @@ class Row(NamedTuple):
 
     Attributes:
         epoch: Its epoch.
-        index: Its place in the dataset.
+        place: Its place in the epoch.
         counted: False for one that only keeps a process busy whose share of a short batch is empty.
     """
 
     epoch: int
-    index: int
+    place: int
     counted: bool = True
 
 
@@ -126,14 +126,14 @@ class RowBatch(NamedTuple):
     """A micro-batch as it leaves the data loader.
 
     Attributes:
-        inputs: Keyword arguments of the module; None if no row could be made.
+        inputs: Keyword arguments of the module; none if no row could be made.
         keys: Of the noise of each row in ``inputs``, (B,) int64.
         names: Of the examples in ``inputs``, for messages.
         failed: Error of each row that could not be made.
         counted: Whether the rows belong to the step.
     """
 
-    inputs: dict[str, Any] | None
+    inputs: dict[str, Any]
     keys: Tensor
     names: list[str]
     failed: list[str]
@@ -150,7 +150,7 @@ class RowDataset(Dataset[Example]):
     def __getitem__(self, row: Row) -> Example:
         """Make one example."""
         try:
-            return Example(row, self.dataset[(row.epoch, row.index)])
+            return Example(row, self.dataset[(row.epoch, row.place)])
         except CanvasASRError as error:
             return Example(row, None, str(error))
 
@@ -167,7 +167,7 @@ class RowCollator:
         """Collate one micro-batch."""
         made = [example for example in examples if not example.error]
         return RowBatch(
-            self.collate([example.value for example in made]) if made else None,
+            self.collate([example.value for example in made]) if made else {},
             torch.tensor([self._key(example.row) for example in made], dtype=torch.int64),
             [example_name(example.value) for example in made],
             [example.error for example in examples if example.error],
@@ -176,7 +176,7 @@ class RowCollator:
 
     def _key(self, row: Row) -> int:
         # 32 bits: a CPU generator of torch takes no more of its seed.
-        return int(np.random.SeedSequence((self.seed, row.epoch, row.index)).generate_state(1)[0])
+        return int(np.random.SeedSequence((self.seed, row.epoch, row.place)).generate_state(1)[0])
 
 
 def example_name(example: Any) -> str:

@@ -28,7 +28,7 @@ def recompute_activations(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = run_again
+            layer._gradient_checkpointing_func = run_again  # type: ignore[assignment]
         elif isinstance(layer, DiffusionGemmaEncoderTextLayer):
             layer.forward = _recomputed(layer)  # type: ignore[method-assign]
 
@@ -38,15 +38,13 @@ def _recomputed(layer: DiffusionGemmaEncoderTextLayer) -> Any:
     plain = layer.forward
     index = layer.layer_idx
 
-    def forward(
-        hidden: Tensor, *args: Any, past_key_values: DynamicCache | None = None, **kwargs: Any
-    ) -> Any:
+    def forward(hidden: Tensor, past_key_values: DynamicCache | None = None, **kwargs: Any) -> Any:
         if past_key_values is None or not (layer.training and torch.is_grad_enabled()):
-            return plain(hidden, *args, past_key_values=past_key_values, **kwargs)
+            return plain(hidden, past_key_values=past_key_values, **kwargs)
 
         def run(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             own = DynamicCache()
-            output = plain(states, *args, past_key_values=own, **kwargs)
+            output = plain(states, past_key_values=own, **kwargs)
             written: Any = own.layers[index]
             return output, written.keys, written.values
 

@@ -92,12 +92,12 @@ class StepMaker:
 
     def _filled(self, batch: RowBatch) -> RowBatch:
         """Put the last good batch, which then does not count, where no row could be made."""
-        if batch.inputs is not None:
+        if batch.inputs:
             self._last_good = batch
             return batch._replace(inputs=dict(batch.inputs))
         if self._last_good is None:
             raise DataError(f"the first clips cannot be used: {batch.failed[0]}")
-        inputs = dict(self._last_good.inputs or {})
+        inputs = dict(self._last_good.inputs)
         return self._last_good._replace(inputs=inputs, failed=batch.failed, counted=False)
 
     def _gather(self, values: Sequence[float]) -> Tensor:
@@ -110,7 +110,7 @@ class StepMaker:
 
     def _with_parts(self, batches: Sequence[RowBatch]) -> list[dict[str, Any]]:
         """Give each batch its share of what the step has in all."""
-        own = [self.module.counts(batch.inputs or {}) for batch in batches]
+        own = [self.module.counts(batch.inputs) for batch in batches]
         names = list(own[0])
         rows = [
             [count[name] * batch.counted for name in names] for count, batch in zip(own, batches, strict=True)
@@ -126,7 +126,7 @@ class StepMaker:
             for row in rows
         ]
         return [
-            {**(batch.inputs or {}), "part": Part(batch.keys, shares)}
+            {**batch.inputs, "part": Part(batch.keys, shares)}
             for batch, shares in zip(batches, parts, strict=True)
         ]
 

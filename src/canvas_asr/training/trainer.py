@@ -18,8 +18,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from canvas_asr.errors import DataError, RecipeError
 
@@ -234,7 +236,7 @@ class StageTrainer(Trainer):
         Raises:
             DataError: If it, or a loss, is not a finite number.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         finite = torch.isfinite(torch.stack(self._losses))
         norm_finite = torch.isfinite(torch.as_tensor(norm)).to(finite.device)
         if bool(finite.all() & norm_finite):
@@ -341,9 +343,8 @@ class StageTrainer(Trainer):
         with self.stop.catching_sigterm():
             self.train(resume_from_checkpoint=str(newest) if newest else None)
         if self.stop.terminated():
-            say(
-                f"ended by SIGTERM with a checkpoint of step {self.state.global_step}; the same call goes on."
-            )
+            step = self.state.global_step
+            say(f"ended by SIGTERM, with a checkpoint at step {step}; run it again to go on.")
             raise SystemExit(0)
         self._save(str(self.folder))
         return bool(self.accelerator.is_main_process)
