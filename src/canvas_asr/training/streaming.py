@@ -67,6 +67,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
         self.n_processes = n_processes
         self.dropped: Counter[str] = Counter()
         self._clips: Iterator[Clip] | None = None
+        self._tables: dict[str, dict[str, Any]] = {}  # opened, by source and configuration
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         """Make the next example; the index gives its augmentation, and the first one the order."""
@@ -125,7 +126,9 @@ class StreamDataset(Dataset[dict[str, Any]]):
         configs = request.parts()
         for i in rng.permutation(len(configs)):
             config, language = configs[i]
-            table = load_table(request, config)
+            if config not in self._tables.setdefault(source.name, {}):
+                self._tables[source.name][config] = load_table(request, config)
+            table = self._tables[source.name][config]
             by_files = table.num_shards >= n_parts
             if by_files:
                 table = table.shuffle(seed=int(rng.integers(1 << 31)), buffer_size=1)  # the order of files
