@@ -148,16 +148,7 @@ class AdapterModel(Stage):
         outputs: dict[str, Tensor] = {}
         loss = tokens.new_zeros((), dtype=torch.float32)
         if self.options.ctc_weight:
-            states, blank = self.model.ctc_tap(tokens), self.model.config.blank_token_id
-            ctc, infeasible = ctc_loss(
-                states,
-                n_audio,
-                text,
-                n_text,
-                self.model.read_ctc_states,
-                blank=blank,
-                chunk=states_per_chunk(self.model.config.vocab_size),
-            )
+            ctc, infeasible = self._ctc(tokens, n_audio, text, n_text)
             outputs["ctc"] = ctc * share_of(part, "clips")
             outputs["infeasible"] = infeasible.float().mean() * share_of(part, "clips")
             loss = loss + self.options.ctc_weight * outputs["ctc"]
@@ -183,11 +174,23 @@ class AdapterModel(Stage):
         loss = loss + denoising.pop("loss")
         return {**outputs, **denoising, "loss": loss}
 
+    def _ctc(self, tokens: Tensor, n_audio: Tensor, text: Tensor, n_text: Tensor) -> tuple[Tensor, Tensor]:
+        """See :func:`ctc_loss`."""
+        return ctc_loss(
+            self.model.ctc_tap(tokens),
+            n_audio,
+            text,
+            n_text,
+            self.model.read_ctc_states,
+            blank=self.model.config.blank_token_id,
+            chunk=states_per_chunk(self.model.config.vocab_size),
+        )
+
     @torch.no_grad()
     def _labels(self, tokens: Tensor) -> Tensor:
         """Likeliest CTC label of every audio token, (B, A) int64, a few clips at a time."""
         n_clips = max(1, states_per_chunk(self.model.config.vocab_size) // tokens.shape[1])
-        return torch.cat([self.model.ctc_logits(some).argmax(-1) for some in tokens.split(n_clips)])
+        return torch.cat([self.model.ctc_logits(some).argmax(-1) for some in torch.split(tokens, n_clips)])
 
     def _drafts(
         self, labels: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]

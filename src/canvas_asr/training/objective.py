@@ -144,19 +144,7 @@ def denoising_losses(
         )
         noisy = noise.renoised(corruption, predicted)
     hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
-    diffusion, tokens = diffusion_loss(
-        hidden,
-        canvas,
-        n_targets,
-        partial(output_logits, backbone),
-        tail_weight=options.tail_weight,
-        chunk=_chunk(backbone),
-    )
-    outputs["diffusion"] = diffusion * share_of(part, "canvas")
-    on_text = length_mask(n_targets, canvas.shape[1])
-    outputs["accuracy"] = tokens.right[on_text].float().mean() * share_of(part, "targets")
-    weights = torch.where(on_text, 1.0, options.tail_weight)
-    outputs["diffusion_by_noise"] = noise.by_level((tokens.losses.detach() * weights).sum(1) / weights.sum(1))
+    outputs.update(_read_canvas(backbone, hidden, canvas, n_targets, noise, options, part))
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
     return outputs
 
@@ -199,6 +187,34 @@ class _Noise:
         member = nn.functional.one_hot(bins, NOISE_BINS).float() * self.uniform[:, None]
         member = member.to(losses.device)
         return torch.stack([losses @ member, member.sum(0)])
+
+
+def _read_canvas(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    hidden: Tensor,
+    canvas: Tensor,
+    n_targets: Tensor,
+    noise: _Noise,
+    options: ObjectiveOptions,
+    part: Part | None,
+) -> dict[str, Tensor]:
+    """``diffusion``, ``accuracy`` and ``diffusion_by_noise`` of decoder states (B, C, D)."""
+    loss, tokens = diffusion_loss(
+        hidden,
+        canvas,
+        n_targets,
+        partial(output_logits, backbone),
+        tail_weight=options.tail_weight,
+        chunk=_chunk(backbone),
+    )
+    on_text = length_mask(n_targets, canvas.shape[1])
+    weights = torch.where(on_text, 1.0, options.tail_weight)
+    by_clip = (tokens.losses.detach() * weights).sum(1) / weights.sum(1)
+    return {
+        "diffusion": loss * share_of(part, "canvas"),
+        "accuracy": tokens.right[on_text].float().mean() * share_of(part, "targets"),
+        "diffusion_by_noise": noise.by_level(by_clip),
+    }
 
 
 def _draw_noise(
