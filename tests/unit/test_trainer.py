@@ -268,7 +268,7 @@ def test_a_timed_cosine_ends_with_its_time(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, Stage(), schedule="timed_cosine", max_minutes=10.0, minutes_before=5.0)
     trainer.create_optimizer_and_scheduler(20)
     factor = trainer.lr_scheduler.lr_lambdas[0]
-    assert factor(3) == pytest.approx(0.5, abs=0.01)  # half of the time is gone, three of twenty steps
+    assert factor(3) == pytest.approx(0.5, abs=0.03)  # half of the time is gone, three of twenty steps
     assert factor(15) == pytest.approx(0.5 * (1 + np.cos(0.75 * np.pi)), abs=1e-6)
 
 
