@@ -149,6 +149,22 @@ def test_a_set_that_cannot_be_fetched_says_how_to_get_it() -> None:
         read(set="librispeech", split="train.100")
 
 
+def test_a_set_that_is_a_script_is_taken_from_its_converted_copy(
+    fleurs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, asked = datasets.load_dataset, []
+
+    def refuse_scripts(name: str, config: str, *, revision: str | None, **options: Any) -> Any:
+        asked.append((name, config, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found fleurs.py")
+        return load(fleurs, config, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse_scripts)
+    assert len(read(set="fleurs", languages=["hi"], split="train")) == 2
+    assert asked == [("google/fleurs", "hi_in", revision) for revision in (None, "refs/convert/parquet")]
+
+
 # Common Voice
 
 

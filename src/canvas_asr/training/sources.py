@@ -11,7 +11,7 @@ train:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,3 @@ def _find_audio(clips: Sequence[Clip], source: DataSource) -> None:
 def duration_s(clip: Clip) -> float:
     """Length of a clip that a source gave, seconds; -1: its audio cannot be read."""
     return -1.0 if clip.duration_s is None else clip.duration_s
-
-
-def languages_of(clips: Sequence[Clip]) -> Mapping[str, int]:
-    """Count clips by language, in the order of the six codes."""
-    codes = [clip.language for clip in clips]
-    return {code: codes.count(code) for code in LANGUAGES if code in codes}
