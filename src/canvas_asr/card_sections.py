@@ -73,7 +73,7 @@ def data_section(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["## Training data", ""]
     if not sources:
         return [*lines, "Not stated by whoever saved this checkpoint.", ""]
-    hours: Counter[str] = Counter()  # type: ignore[type-arg]
+    hours: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     rows = []
     for source in sources:
@@ -142,7 +142,8 @@ def _course(log: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for record in log:  # each call of a run that was resumed has a clock of its own
         seconds += record["wall_s"] - (before if record["wall_s"] >= before else 0.0)
         before = record["wall_s"]
-    losses = next((record for record in reversed(log) if "loss" in record), {})
+    empty: dict[str, Any] = {}
+    losses = next((record for record in reversed(log) if "loss" in record), empty)
     shown = ", ".join(
         f"{name} {losses[name]:.3f}"
         for name in ("loss", "ctc", "diffusion", "autoregressive")
