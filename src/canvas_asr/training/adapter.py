@@ -44,6 +44,7 @@ DRAFT_READS = 0.7  # error rate of a draft that has begun to follow the audio
 # What the meaning of an adapter's tensors depends on, beside their shapes.
 GEOMETRY = (
     "audio_front_end",
+    "audio_positions",
     "d_audio",
     "hidden_size",
     "vocab_size",
