@@ -130,9 +130,7 @@ def _notes(plans: Sequence[Plan], groups: Sequence[Group], store: Store) -> list
         languages = plan.kind.languages
         unread = [] if languages is None else sorted({g.language for g in groups} - set(languages))
         if languages is not None and unread:
-            notes.append(
-                f"`{plan.model}` reads {', '.join(languages)} only: not read: {', '.join(unread)}."
-            )
+            notes.append(f"`{plan.model}` reads {', '.join(languages)} only: not read: {', '.join(unread)}.")
     n_too_long = len({(line.model, line.testset, line.place) for line in store if line.too_long})
     if n_too_long:
         notes.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tiny, a folder or a name on the hub; pipeline:NAME (transformers), faster-whisper:NAME, "
         "pocketsphinx, or file:PATH with hypotheses made elsewhere",
     )
-    what = parser.add_argument_group("what is read")
+    _add_what(parser.add_argument_group("what is read"))
+    _add_how(parser.add_argument_group("how"))
+    _add_result(parser.add_argument_group("what comes out"))
+
+
+def _add_what(what: Any) -> None:
     what.add_argument(
         "--set",
         dest="manifests",
@@ -37,7 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also under noise, reverberation, a telephone's band, other speeds, silence; or only the "
         "ones named",
     )
-    how = parser.add_argument_group("how")
+
+
+def _add_how(how: Any) -> None:
     how.add_argument(
         "--setting",
         "--modes",
@@ -52,7 +60,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--batch-size", type=int, default=16, help="clips a batch (default 16)")
     how.add_argument("--seed", type=int, default=0, help="of noise, shuffling and bootstrap (default 0)")
     how.add_argument("--device", default="cpu", help="cpu, cuda, ... (default cpu)")
-    result = parser.add_argument_group("what comes out")
+
+
+def _add_result(result: Any) -> None:
     result.add_argument(
         "--out",
         type=Path,
