@@ -26,7 +26,7 @@ from canvas_asr.errors import CheckpointError, DataError, OptionError
 from canvas_asr.evaluation.baselines import HypothesisFile
 from canvas_asr.evaluation.evaluate import main
 from canvas_asr.evaluation.modes import DEFAULT_SETTINGS, PLAIN, parse_setting
-from canvas_asr.evaluation.systems import Utterance, open_system, settings_of, split_name
+from canvas_asr.evaluation.systems import Request, Utterance, open_system, settings_of, split_name
 from canvas_asr.manifest import Clip, read_manifest, write_manifest
 
 ENGLISH = Path(__file__).parents[2] / "examples" / "en.flac"
@@ -34,7 +34,7 @@ ENGLISH = Path(__file__).parents[2] / "examples" / "en.flac"
 
 def read(system: Any, *arrays: Any, setting: str = "language=given", language: str = "en") -> list[Any]:
     utterances = [Utterance(place, array) for place, array in enumerate(arrays)]
-    return system.read(utterances, "set", parse_setting(setting), language, batch_size=2, seed=0)
+    return system.read(Request(utterances, "set", parse_setting(setting), language, batch_size=2, seed=0))
 
 
 # Names and settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 
 from ..audio import SAMPLE_RATE_HZ
 from ..errors import CheckpointError, DataError
-from .modes import Samples, Setting
-from .systems import Reading, Utterance
+from .modes import Samples
+from .systems import Reading, Request
 
 _HYPOTHESIS_KEYS = ("hypothesis", "pred_text", "text")
 
@@ -48,26 +47,18 @@ class Pipeline:
         self.names_languages = bool(getattr(config, "is_multilingual", False))
         self.generates = bool(self.run.model.can_generate())
 
-    def read(
-        self,
-        utterances: Sequence[Utterance],
-        testset: str,
-        setting: Setting,
-        language: str,
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> list[Reading]:
+    def read(self, request: Request) -> list[Reading]:
         """Decode in batches; the language is named to models of many."""
+        setting = request.setting
         arguments: dict[str, Any] = dict(setting.options)
         if arguments and not self.generates:
             raise DataError(f"setting {setting.name!r}: this pipeline decodes by CTC and has no such options")
         if setting.language_given and self.names_languages:
-            arguments["language"] = language
+            arguments["language"] = request.language
         given = {"generate_kwargs": arguments} if arguments else {}
         # Copies: the pipeline takes the dict apart.
-        clips = [{"raw": item.samples, "sampling_rate": SAMPLE_RATE_HZ} for item in utterances]
-        found = self.run(clips, batch_size=batch_size, **given)
+        clips = [{"raw": item.samples, "sampling_rate": SAMPLE_RATE_HZ} for item in request.utterances]
+        found = self.run(clips, batch_size=request.batch_size, **given)
         return [Reading(" ".join(one["text"].split())) for one in found]
 
 
@@ -97,21 +88,12 @@ class FasterWhisper:
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"faster-whisper:{name}: cannot be loaded ({error})") from error
 
-    def read(
-        self,
-        utterances: Sequence[Utterance],
-        testset: str,
-        setting: Setting,
-        language: str,
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> list[Reading]:
+    def read(self, request: Request) -> list[Reading]:
         """Decode clip by clip."""
-        options: dict[str, Any] = dict(setting.options)
+        options: dict[str, Any] = dict(request.setting.options)
         readings = []
-        for utterance in utterances:
-            asked = language if setting.language_given else None
+        for utterance in request.utterances:
+            asked = request.language if request.setting.language_given else None
             segments, information = self.model.transcribe(utterance.samples, language=asked, **options)
             text = " ".join("".join(segment.text for segment in segments).split())
             readings.append(Reading(text, str(information.language)))
@@ -137,18 +119,9 @@ class PocketSphinx:
             ) from error
         self.decoder: Any = Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
 
-    def read(
-        self,
-        utterances: Sequence[Utterance],
-        testset: str,
-        setting: Setting,
-        language: str,
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> list[Reading]:
+    def read(self, request: Request) -> list[Reading]:
         """Decode clip by clip."""
-        return [Reading(self._text(utterance.samples)) for utterance in utterances]
+        return [Reading(self._text(utterance.samples)) for utterance in request.utterances]
 
     def _text(self, samples: Samples) -> str:
         if not len(samples):
@@ -206,15 +179,6 @@ class HypothesisFile:
                 "one for each clip, in the order of the set"
             )
 
-    def read(
-        self,
-        utterances: Sequence[Utterance],
-        testset: str,
-        setting: Setting,
-        language: str,
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> list[Reading]:
+    def read(self, request: Request) -> list[Reading]:
         """Look them up."""
-        return [Reading(self.texts[utterance.place]) for utterance in utterances]
+        return [Reading(self.texts[utterance.place]) for utterance in request.utterances]

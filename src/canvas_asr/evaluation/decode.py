@@ -20,7 +20,7 @@ from .conditions import Condition
 from .metrics import PRIMARY_METRICS
 from .modes import Samples, Setting, Speakers, TranscriptLike
 from .store import Line, Store
-from .systems import Kind, Reading, System, Utterance
+from .systems import Kind, Reading, Request, System, Utterance
 
 BATCHES_AT_ONCE = 16
 """Batches whose audio is in memory, and that are lost when a run is stopped."""
@@ -253,12 +253,7 @@ class Evaluator:
 
         def read(some: Sequence[Utterance]) -> Sequence[TranscriptLike]:
             return system.read(
-                some,
-                group.testset,
-                setting,
-                group.language,
-                batch_size=self.plan.batch_size,
-                seed=self.plan.seed,
+                Request(some, group.testset, setting, group.language, self.plan.batch_size, self.plan.seed)
             )
 
         if setting not in self._warm:

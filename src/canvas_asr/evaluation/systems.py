@@ -37,6 +37,27 @@ class Utterance:
 
 
 @dataclass(frozen=True)
+class Request:
+    """Clips of one language of a set, and how to read them.
+
+    Attributes:
+        utterances: The clips.
+        testset: Name of the set.
+        setting: How to decode.
+        language: Code; told to the model only where the setting gives it.
+        batch_size: Clips a batch.
+        seed: Of noise.
+    """
+
+    utterances: Sequence[Utterance]
+    testset: str
+    setting: Setting
+    language: str
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a recogniser that is not of this package made of a clip."""
 
@@ -54,17 +75,8 @@ class System(Protocol):
     def max_audio_s(self) -> float | None:
         """The longest clip it takes, in seconds; None if there is no limit."""
 
-    def read(
-        self,
-        utterances: Sequence[Utterance],
-        testset: str,
-        setting: Setting,
-        language: str,
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> Sequence[TranscriptLike]:
-        """Read clips of one language of a set, in order.
+    def read(self, request: Request) -> Sequence[TranscriptLike]:
+        """Read clips, in order.
 
         Raises:
             DataError: If it cannot.
@@ -192,26 +204,18 @@ class _Canvas:
         self.recogniser = recogniser
         self.max_audio_s: float | None = getattr(recogniser, "max_audio_s", None)
 
-    def read(
-        self,
-        utterances: Sequence[Utterance],
-        testset: str,
-        setting: Setting,
-        language: str,
-        *,
-        batch_size: int,
-        seed: int,
-    ) -> Sequence[TranscriptLike]:
+    def read(self, request: Request) -> Sequence[TranscriptLike]:
         """Decode."""
+        setting = request.setting
         if setting.wants_draft and not getattr(self.recogniser, "has_draft", True):
             raise OptionError(
                 f"setting {setting.name!r} starts from a draft, and {self.name} has no draft head"
             )
         options: dict[str, Any] = dict(setting.options)
         return self.recogniser.transcribe_arrays(
-            [utterance.samples for utterance in utterances],
+            [utterance.samples for utterance in request.utterances],
             **options,
-            language=language if setting.language_given else None,
-            batch_size=batch_size,
-            seed=seed,
+            language=request.language if setting.language_given else None,
+            batch_size=request.batch_size,
+            seed=request.seed,
         )
