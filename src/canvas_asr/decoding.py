@@ -178,7 +178,6 @@ class CanvasDecoder:
             steps=steps, init=init, canvas_length=canvas_length, seed=seed, language=language
         )
         tag = None if language is None else self.languages.get(language)
-        keys = n_mel.tolist() if clip_keys is None else clip_keys
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens)
         labels = ctc.argmax(-1)
@@ -187,20 +186,17 @@ class CanvasDecoder:
             on_draft(readings)
         if options is None:
             return self._drafts_alone(ctc, n_audio, readings, language)
-        prefix, n_prompt = self._prefix(tokens, n_audio, labels)
+        run_pass = self.graphs.read_pass if self.graphs else read_pass
         output = sample(
             self.model.backbone,
-            prefix,
-            n_prompt,
+            *self._prefix(tokens, n_audio, labels),
             self.vocabulary,
             options,
-            clip_keys=keys,
+            clip_keys=n_mel.tolist() if clip_keys is None else clip_keys,
             tags=[tag] * len(mel),
             drafts=readings if drafts is None else drafts,
             on_pass=on_pass,
-            run_pass=partial(
-                self.graphs.read_pass if self.graphs else read_pass, canvas_start=self.canvas_start
-            ),
+            run_pass=partial(run_pass, canvas_start=self.canvas_start),
         )
         return self._results(output, readings, language)
 

@@ -12,8 +12,8 @@ from canvas_asr.errors import OptionError
 
 # What `accelerate launch` sets for ways of sharding that cannot work here, and why they cannot.
 _SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP needs every weight within one of its groups, and this backbone's encoder and "
-    "decoder share theirs layer by layer",
+    "ACCELERATE_USE_FSDP": "FSDP needs every weight within one of its groups, and this backbone's encoder "
+    "and decoder share theirs layer by layer",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed keeps optimiser and checkpoints in a form of its own, which a "
     "recipe's exact resumption does not have",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has models of its own",

@@ -130,11 +130,12 @@ def denoising_losses(
         cache = encode_prefix(backbone, prompt, positions)[1]
 
     generators = generators or row_generators(part, len(canvas))
-    if (n := options.n_canvases) > 1:
-        cache = select_cache(cache, torch.arange(len(canvas), device=canvas.device).repeat_interleave(n))
-        canvas, n_targets, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_targets, n_prompt))
-        generators = [generator for generator in generators for _ in range(n)]
-        drafts = None if drafts is None else [draft for draft in drafts for _ in range(n)]
+    rows = torch.arange(len(canvas)).repeat_interleave(options.n_canvases)
+    if len(rows) > len(canvas):
+        cache = select_cache(cache, rows.to(canvas.device))
+        canvas, n_targets, n_prompt = canvas[rows], n_targets[rows], n_prompt[rows]
+        generators = [generators[row] for row in rows]
+        drafts = None if drafts is None else [drafts[row] for row in rows]
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
     noise = _draw_noise(corruption, canvas, n_targets, drafts, generators, options)
     noisy, soft = noise.canvas, None
