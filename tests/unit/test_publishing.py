@@ -142,7 +142,7 @@ def test_an_adapter_goes_up_without_what_is_not_its_own(
     assert ADAPTER_FILES <= sent["files"] <= {*ADAPTER_FILES, "tokenizer_config.json", "chat_template.jinja"}
     assert hub.repositories == {"me/speech": False}
     said = capsys.readouterr().out
-    assert said.startswith("to me/speech (public")
+    assert said.startswith("to me/speech (public if it is new):\n")
     for file in sent["files"]:
         assert f"MB  {file}\n" in said
     assert "not uploaded: notes.txt, optimizer.pt, runs/log.json\n" in said

@@ -101,7 +101,7 @@ def push(options: argparse.Namespace) -> int:
 
     token = _token(options.token_from_env)
     shipment = pack(options.folder)
-    audience = "private" if options.private else "public, if it is new and the account is not set otherwise"
+    audience = "private" if options.private else "public if it is new"
     print(f"to {options.repository} ({audience}):")
     for name, n_bytes in shipment.files.items():
         print(f"  {n_bytes / 1e6:>10.3f} MB  {name}")
