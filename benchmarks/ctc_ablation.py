@@ -90,8 +90,6 @@ def train(run: Run, options: argparse.Namespace, folder: Path) -> None:
     values = {
         "output_dir": folder,
         "options.ctc_weight": run.ctc_weight,
-        # Positions by the spikes of a reading that is never learnt would be a second difference.
-        "options.model.audio_positions": "frames",
         "training.seed": run.seed,
         "training.max_steps": options.steps,
         "training.eval_steps": options.eval_steps,
