@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from small_models import TINY, small_model, small_processor
 
 import canvas_asr
 from canvas_asr.checkpoint import assemble, save_checkpoint
+from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.publishing import pack
 from canvas_asr.training.adapter import run
+from canvas_asr.training.adapter_data import Sources
+from canvas_asr.training.adapter_options import AdapterOptions
 from canvas_asr.training.outcome import leave_checkpoint
-from canvas_asr.training.recipe import Recipe, TrainingOptions
+from canvas_asr.training.recipe import Recipe, TrainingOptions, from_mapping, load_recipe
 
 TRAINING = TrainingOptions(
     2, 3, 0.01, warmup_steps=1, eval_steps=2, save_steps=2, log_steps=1, n_workers=0, report_to=()
@@ -76,6 +80,18 @@ def test_the_card_tells_data_and_training(trained: Path) -> None:
     record = json.loads((trained / "training.json").read_text())
     assert record["recipe"]["training"]["batch_size"] == 3
     assert record["machine"]["n_cpus"] >= 1
+
+
+def test_the_recipe_in_the_docs_can_be_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    recipe = load_recipe(tmp_path / "my.yaml")
+    options = from_mapping(AdapterOptions, recipe.options, "options")
+    assert [source.name for source in Sources.of(options).train] == [
+        "data/radio/manifest.jsonl",
+        "fleurs train",
+    ]
+    assert set(options.model) <= set(inspect.signature(CanvasASRConfig.__init__).parameters)
 
 
 def test_an_adapter_of_parts_on_the_hub_is_small_and_loads(
