@@ -130,8 +130,10 @@ class StreamDataset(Dataset[dict[str, Any]]):
                 self._tables[source.name][config] = load_table(request, config)
             table = self._tables[source.name][config]
             by_files = table.num_shards >= n_parts
-            if by_files:
-                table = table.shuffle(seed=int(rng.integers(1 << 31)), buffer_size=1)  # the order of files
+            seed = int(rng.integers(1 << 31))
+            # For one file alone `datasets` would start threads, and sleep for seconds when they end.
+            if by_files and table.num_shards > 1:
+                table = table.shuffle(seed=seed, buffer_size=1)  # the order of files
                 table = table.shard(n_parts, part)
             rows = itertools.islice(_rows(table), 0 if by_files else part, None, 1 if by_files else n_parts)
             yield from stream_clips(rows, request, config, language)
