@@ -7,6 +7,7 @@ torch or huggingface_hub, which read it once; the commands that tests start inhe
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def keep_hub_offline(offline: bool) -> None:
 
 
 keep_hub_offline(True)
+if hasattr(signal, "pthread_sigmask"):  # a runner may block them, and what tests start would inherit that
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
 # Small models gain nothing from more threads, and on a busy machine lose time to them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
