@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,11 @@ from canvas_asr.training.batches import BatchPlan
 from canvas_asr.training.checkpoints import WEIGHTS_NAME, load_trainable_state, newest_checkpoint
 from canvas_asr.training.recipe import Recipe, load_recipe
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
+    pytest.mark.usefixtures("_own_torch_settings"),
+]
 WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
-
-
-@pytest.fixture(autouse=True)
-def _own_torch_settings() -> Iterator[None]:
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,7 @@ from canvas_asr.training.trainer import StageTrainer
 N_EXAMPLES, BATCH = 13, 4  # four batches an epoch: step 10 lies within the third
 
 
-@pytest.fixture(autouse=True)
-def _own_torch_settings() -> Iterator[None]:
-    """The trainer sets threads and precision of the process."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
+pytestmark = pytest.mark.usefixtures("_own_torch_settings")
 
 
 class Numbers(Dataset[dict[str, Any]]):

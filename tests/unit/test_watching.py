@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +20,7 @@ from canvas_asr.training.callbacks import Terminated
 from canvas_asr.training.checkpoints import newest_checkpoint
 from canvas_asr.training.judging import Judgement, transcripts_of
 
-
-@pytest.fixture(autouse=True)
-def _own_torch_settings() -> Iterator[None]:
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
+pytestmark = pytest.mark.usefixtures("_own_torch_settings")
 
 
 # Losses

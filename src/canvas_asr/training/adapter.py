@@ -156,8 +156,11 @@ class AdapterModel(Stage):
         prompt = self.model.embed_prompt(prompt_ids, tokens, n_audio, self.audio_id)
         generators = row_generators(part, len(canvas))
         wants_drafts = self.options.objective.corruption.draft > 0
-        by_spikes = self.model.config.audio_positions == "spikes"
-        labels = self._labels(tokens) if wants_drafts or by_spikes else n_audio.new_zeros(tokens.shape[:2])
+        drafts = positions = None
+        if wants_drafts or self.model.config.audio_positions == "spikes":
+            labels = self._labels(tokens)
+            positions = self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id)
+            drafts = self._drafts(labels, n_audio, generators) if wants_drafts else None
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -166,8 +169,8 @@ class AdapterModel(Stage):
             n_targets,
             canvas,
             self.options.objective,
-            drafts=self._drafts(labels, n_audio, generators) if wants_drafts else None,
-            positions=self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id),
+            drafts=drafts,
+            positions=positions,
             canvas_start=self.canvas_start,
             part=part,
             generators=generators,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from canvas_asr.errors import RecipeError
 from .corruption import KINDS, Corruption, CorruptionOptions
 from .losses import autoregressive_loss, diffusion_loss, sample_noise_levels, states_per_chunk
 from .stage import Part, row_generators, share_of
+
+Item = TypeVar("Item")
 
 NOISE_BINS = 4  # the diffusion loss is logged for t below 1/4, 2/4, 3/4 and 1
 
@@ -130,24 +132,26 @@ def denoising_losses(
         cache = encode_prefix(backbone, prompt, positions)[1]
 
     generators = generators or row_generators(part, len(canvas))
-    rows = torch.arange(len(canvas)).repeat_interleave(options.n_canvases)
-    if len(rows) > len(canvas):
-        cache = select_cache(cache, rows.to(canvas.device))
-        canvas, n_targets, n_prompt = canvas[rows], n_targets[rows], n_prompt[rows]
-        generators = [generators[row] for row in rows]
-        drafts = None if drafts is None else [drafts[row] for row in rows]
+    if (n := options.n_canvases) > 1:
+        cache = select_cache(cache, torch.arange(len(canvas), device=canvas.device).repeat_interleave(n))
+        canvas, n_targets, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_targets, n_prompt))
+        generators = _each(generators, n)
+        drafts = None if drafts is None else _each(drafts, n)
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
     noise = _draw_noise(corruption, canvas, n_targets, drafts, generators, options)
     noisy, soft = noise.canvas, None
     if bool((noise.own | noise.conditioned).any()):
-        predicted, soft = _earlier_pass(
-            backbone, noisy, cache, n_prompt, noise.own, noise.conditioned, canvas_start
-        )
+        predicted, soft = _earlier_pass(backbone, noise, cache, n_prompt, canvas_start)
         noisy = noise.renoised(corruption, predicted)
     hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
     outputs.update(_read_canvas(backbone, hidden, canvas, n_targets, noise, options, part))
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
     return outputs
+
+
+def _each(items: Sequence[Item], n: int) -> list[Item]:
+    """Every item ``n`` times, next to each other."""
+    return [item for item in items for _ in range(n)]
 
 
 @dataclass(frozen=True)
@@ -273,30 +277,27 @@ def _read_transcript(
 @torch.no_grad()
 def _earlier_pass(
     backbone: DiffusionGemmaForBlockDiffusion,
-    noisy: Tensor,
+    noise: _Noise,
     cache: DynamicCache,
     n_prompt: Tensor,
-    own: Tensor,
-    conditioned: Tensor,
     canvas_start: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Run the rows that need one through a pass of their own.
 
     Args:
         backbone: The backbone.
-        noisy: Canvases, (B, C) int64.
+        noise: Canvases, and which rows need a pass and what for.
         cache: Of the prompts.
-        n_prompt: Valid prompt positions, (B,) int64.
-        own: Rows whose canvas starts from what the pass predicts, (B,) bool on the CPU.
-        conditioned: Rows whose decoder sees it as a signal, (B,) bool on the CPU.
-        canvas_start: Position of the first canvas token.
+        n_prompt: Valid prompt places, (B,) int64.
+        canvas_start: Position of the first canvas token; None: behind the prompt.
 
     Returns:
         Predicted canvases (B, C), those of other rows as they were; and the signal (B, C, D), zero for rows
         that are not conditioned.
     """
-    rows = torch.nonzero(own | conditioned)[:, 0].to(noisy.device)
-    conditioned = conditioned.to(noisy.device)
+    noisy = noise.canvas
+    rows = torch.nonzero(noise.own | noise.conditioned)[:, 0].to(noisy.device)
+    conditioned = noise.conditioned.to(noisy.device)
     hidden = denoise(
         backbone, noisy[rows], select_cache(cache, rows), n_prompt[rows], canvas_start=canvas_start
     )
