@@ -155,12 +155,7 @@ class AdapterModel(Stage):
             loss = loss + self.options.ctc_weight * outputs["ctc"]
         prompt = self.model.embed_prompt(prompt_ids, tokens, n_audio, self.audio_id)
         generators = row_generators(part, len(canvas))
-        wants_drafts = self.options.objective.corruption.draft > 0
-        drafts = positions = None
-        if wants_drafts or self.model.config.audio_positions == "spikes":
-            labels = self._labels(tokens)
-            positions = self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id)
-            drafts = self._drafts(labels, n_audio, generators) if wants_drafts else None
+        drafts, positions = self._read_draft(prompt_ids, tokens, n_audio, generators)
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -191,10 +186,18 @@ class AdapterModel(Stage):
         )
 
     @torch.no_grad()
-    def _labels(self, tokens: Tensor) -> Tensor:
-        """Likeliest CTC label of every audio token, (B, A) int64, a few clips at a time."""
+    def _read_draft(
+        self, prompt_ids: Tensor, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[list[list[int]] | None, Tensor | None]:
+        """Drafts, and positions (B, P) of the prompts, each where it is asked for."""
+        wants_drafts = self.options.objective.corruption.draft > 0
+        if not wants_drafts and self.model.config.audio_positions == "frames":
+            return None, None
+        # A few clips at a time: logits of a whole batch would fill a GPU.
         n_clips = max(1, states_per_chunk(self.model.config.vocab_size) // tokens.shape[1])
-        return torch.cat([self.model.ctc_logits(some).argmax(-1) for some in torch.split(tokens, n_clips)])
+        labels = torch.cat([self.model.ctc_logits(some).argmax(-1) for some in torch.split(tokens, n_clips)])
+        drafts = self._drafts(labels, n_audio, generators) if wants_drafts else None
+        return drafts, self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id)
 
     def _drafts(
         self, labels: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]

@@ -118,9 +118,8 @@ def denoising_losses(
         generators: Of each row's noise; None: those of ``part``.
 
     Returns:
-        ``loss`` (weighted sum), ``diffusion``, ``autoregressive`` and ``accuracy`` (of text positions at the
-        drawn noise levels), float32 scalars; ``diffusion_by_noise``: sum of the diffusion loss over clips of
-        uniform noise by quarter of t, and how many there are, (2, 4) float32.
+        ``loss`` (weighted sum), ``diffusion``, ``autoregressive``, ``accuracy`` (of text positions): float32
+        scalars; ``diffusion_by_noise``: sums over clips of uniform noise by quarter of t, and counts, (2, 4).
     """
     outputs: dict[str, Tensor] = {}
     loss = prompt.new_zeros((), dtype=torch.float32)
