@@ -30,6 +30,7 @@ ACTIVATION_OF_KIND = {"conv": "gelu", "stack_mlp": "silu"}
 LANGUAGE_TAG_PLACES = ("canvas", "none")
 AUDIO_FRONT_ENDS = ("whisper", "waveform")
 AUDIO_POSITIONS = ("frames", "spikes")
+AUDIO_EMBEDDINGS = ("projector", "posterior")
 WAVEFORM_FRAME = 640  # samples of 16 kHz: 40 ms
 
 
@@ -62,6 +63,10 @@ class CanvasASRConfig(PreTrainedConfig):
         audio_positions: ``frames``: every audio token has a position of its own and the canvas follows the
             prompt (the released system). ``spikes``: audio tokens stand on the canvas's own axis, counted by
             the spikes of their CTC reading (:mod:`canvas_asr.positions`).
+        audio_embeddings: ``projector``: audio tokens stand in the prompt as they are (the released system).
+            ``posterior``: in their place stand the input embeddings that the CTC tap expects, weighted by its
+            probabilities, plus the audio token by a learned scale; a backbone that reads text can read them
+            from the first step (after arXiv 2505.11352).
         prompt_prefix: Text before the audio slots, special tokens written out.
         prompt_suffix: Text after the audio slots.
         audio_token: The placeholder, repeated once per audio token.
@@ -94,6 +99,7 @@ class CanvasASRConfig(PreTrainedConfig):
         lora_rank: int = 16,
         lora_alpha: int = 32,
         audio_positions: str = "frames",
+        audio_embeddings: str = "projector",
         prompt_prefix: str = "<bos>",
         prompt_suffix: str = "<|transcribe|>",
         audio_token: str = "<|audio|>",
@@ -125,6 +131,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.audio_positions = audio_positions
+        self.audio_embeddings = audio_embeddings
         self.prompt_prefix = prompt_prefix
         self.prompt_suffix = prompt_suffix
         self.audio_token = audio_token
@@ -167,6 +174,7 @@ class CanvasASRConfig(PreTrainedConfig):
             ("projector_activation", self.projector_activation, PROJECTOR_ACTIVATIONS),
             ("language_tag_place", self.language_tag_place, LANGUAGE_TAG_PLACES),
             ("audio_positions", self.audio_positions, AUDIO_POSITIONS),
+            ("audio_embeddings", self.audio_embeddings, AUDIO_EMBEDDINGS),
         )
         for key, value, allowed in choices:
             if value not in allowed:

@@ -180,8 +180,7 @@ class CanvasDecoder:
         tag = None if language is None else self.languages.get(language)
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
         ctc = self.model.ctc_logits(tokens)
-        labels = ctc.argmax(-1)
-        readings = merge_labels(labels, n_audio, self.config.blank_token_id)
+        readings = greedy_ctc(ctc, n_audio, self.config.blank_token_id)
         if on_draft is not None:
             on_draft(readings)
         if options is None:
@@ -189,7 +188,7 @@ class CanvasDecoder:
         run_pass = self.graphs.read_pass if self.graphs else read_pass
         output = sample(
             self.model.backbone,
-            *self._prefix(tokens, n_audio, labels),
+            *self._prefix(tokens, n_audio, ctc),
             self.vocabulary,
             options,
             clip_keys=n_mel.tolist() if clip_keys is None else clip_keys,
@@ -200,13 +199,14 @@ class CanvasDecoder:
         )
         return self._results(output, readings, language)
 
-    def _prefix(self, tokens: Tensor, n_audio: Tensor, labels: Tensor) -> tuple[DynamicCache, Tensor]:
-        """Cache of the prompts around audio tokens (B, A, D) with CTC labels (B, A), and their lengths."""
+    def _prefix(self, tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> tuple[DynamicCache, Tensor]:
+        """Cache of the prompts around audio tokens (B, A, D) with CTC logits (B, A, V), and their lengths."""
         rows = self.processor.prompt_ids(self.config, n_audio.tolist())
         prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
         encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
-        embeds = self.model.embed_prompt(prompts, tokens, n_audio, self.audio_id)
-        positions = self.model.prompt_positions(prompts, labels, n_audio, self.audio_id)
+        audio = self.model.embed_audio(tokens, self.model.expected_embeddings(ctc))
+        embeds = self.model.embed_prompt(prompts, audio, n_audio, self.audio_id)
+        positions = self.model.prompt_positions(prompts, ctc.argmax(-1), n_audio, self.audio_id)
         return encode_prefix(embeds, positions)[1], n_prompt
 
     def _drafts_alone(

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
-from .backbone import build_backbone, denoise, encode_prefix, inject_lora, output_logits
+from .backbone import build_backbone, denoise, encode_prefix, inject_lora, output_logits, soft_embed
 from .configuration import CanvasASRConfig
 from .encoder import encode_audio
 from .errors import OptionError
@@ -127,14 +127,31 @@ class CanvasASRModel(PreTrainedModel):
         """Read states of the CTC tap (..., D) through the frozen output layer, (..., V)."""
         return output_logits(self.backbone, states, softcap=self.config.ctc_softcap)
 
+    def expected_embeddings(self, logits: Tensor) -> Tensor | None:
+        """Mean input embedding under CTC logits (B, A, V), (B, A, D); None where prompts hold none."""
+        if self.config.audio_embeddings == "projector":
+            return None
+        return soft_embed(self.backbone, logits)
+
+    def embed_audio(self, audio_tokens: Tensor, expected: Tensor | None) -> Tensor:
+        """Say what stands in the audio slots of a prompt, (B, A, D).
+
+        Args:
+            audio_tokens: (B, A, D).
+            expected: What :meth:`expected_embeddings` makes of their CTC logits.
+        """
+        if expected is None:
+            return audio_tokens
+        return expected + self.ctc_tap.prompt_scale * audio_tokens
+
     def embed_prompt(
         self, prompt_ids: Tensor, audio_tokens: Tensor, n_audio: Tensor, audio_id: int
     ) -> Tensor:
-        """Embed a prompt and scatter the audio tokens into its placeholder slots.
+        """Embed a prompt and scatter audio into its placeholder slots.
 
         Args:
             prompt_ids: (B, P) int64, right-padded.
-            audio_tokens: (B, A, D).
+            audio_tokens: (B, A, D), as :meth:`embed_audio` gives them.
             n_audio: Valid audio tokens of each clip, (B,) int64.
             audio_id: Id of the placeholder token.
 

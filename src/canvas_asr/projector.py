@@ -84,18 +84,22 @@ class CTCTap(nn.Module):
     """Make audio tokens readable by the frozen output layer.
 
     Input embeddings are scaled by the square root of the width while the output layer expects normed
-    states; one vector serves both badly, so the tap has its own LayerNorm and a learned scale.
+    states; one vector serves both badly, so the tap has its own LayerNorm and a learned scale. Where the
+    prompt holds what the tap expects (``audio_embeddings: posterior``), ``prompt_scale`` says how much of the
+    audio token stands there too; it starts at zero.
     """
 
     def __init__(self, config: CanvasASRConfig) -> None:
         """Build for the backbone's width.
 
         Args:
-            config: Its ``hidden_size``.
+            config: Its ``hidden_size`` and ``audio_embeddings``.
         """
         super().__init__()
         self.norm = nn.LayerNorm(config.hidden_size)
         self.scale = nn.Parameter(torch.ones(()))
+        if config.audio_embeddings == "posterior":
+            self.prompt_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, audio_tokens: Tensor) -> Tensor:
         """Map audio tokens (B, A, D) to states of the output layer, (B, A, D)."""

@@ -19,7 +19,8 @@ from canvas_asr.manifest import read_manifest
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.training import adapter, objective
-from canvas_asr.training.adapter import AdapterCollator, AdapterModel, AdapterOptions, judge
+from canvas_asr.training.adapter import AdapterModel, AdapterOptions, judge
+from canvas_asr.training.adapter_data import AdapterCollator
 from canvas_asr.training.corruption import CorruptionOptions
 from canvas_asr.training.losses import ctc_loss
 from canvas_asr.training.objective import ObjectiveOptions
@@ -123,15 +124,19 @@ def test_padded_to_30_s_every_clip_has_the_slots_of_30_s_in_training_and_in_deco
 
 
 @torch.no_grad()
-def test_positions_by_spikes_are_the_same_in_training_and_in_decoding(
-    batch: dict[str, Tensor], processor: CanvasASRProcessor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("embeddings", ["projector", "posterior"])
+def test_prompts_and_positions_by_spikes_are_the_same_in_training_and_in_decoding(
+    batch: dict[str, Tensor],
+    processor: CanvasASRProcessor,
+    monkeypatch: pytest.MonkeyPatch,
+    embeddings: str,
 ) -> None:
-    model = small_model(audio_positions="spikes")
+    model = small_model(audio_positions="spikes", audio_embeddings=embeddings)
     found: list[tuple[str, Any]] = []
     encode, denoise = backbone.encode_prefix, backbone.denoise
 
     def record_prefix(backbone: Any, embeds: Tensor, positions: Tensor | None = None) -> Any:
-        found.append(("prefix", positions))
+        found.append(("prefix", (embeds, positions)))
         return encode(backbone, embeds, positions)
 
     def record_pass(*arguments: Any, **options: Any) -> Tensor:
@@ -148,9 +153,20 @@ def test_positions_by_spikes_are_the_same_in_training_and_in_decoding(
     trained, found[:] = found[:], []
     CanvasDecoder(model, processor)(batch["mel"], batch["n_mel"], clip_keys=range(3), steps=1)
     assert [name for name, _ in trained] == [name for name, _ in found] == ["prefix", "canvas"]
-    assert torch.equal(trained[0][1], found[0][1])
+    (embeds, positions), (decoded, at) = trained[0][1], found[0][1]
+    assert torch.allclose(embeds, decoded, atol=1e-6)
+    assert torch.equal(positions, at)
     assert trained[1][1] == found[1][1] == 0
-    assert bool((trained[0][1] % 1 != 0).any())  # they are not the places
+    assert bool((positions % 1 != 0).any())  # they are not the places
+
+
+def test_no_gradient_of_the_denoising_losses_goes_through_what_a_prompt_expects(
+    batch: dict[str, Tensor],
+) -> None:
+    model = small_model(audio_embeddings="posterior")
+    AdapterModel(model, options_of(ctc_weight=0.0), AUDIO, TAGS)(**batch)["loss"].backward()
+    assert model.ctc_tap.scale.grad is None
+    assert float(model.ctc_tap.prompt_scale.grad.abs()) > 0
 
 
 # The losses

@@ -17,7 +17,7 @@ from canvas_asr.manifest import Clip, read_manifest
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.training import feature_cache
-from canvas_asr.training.adapter import AdapterCollator
+from canvas_asr.training.adapter_data import AdapterCollator
 from canvas_asr.training.adapter_options import AdapterOptions
 from canvas_asr.training.feature_cache import FeatureCache
 from canvas_asr.training.speech_data import SpeechDataset, clip_samples

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from canvas_asr.manifest import Clip
 from canvas_asr.training import losses
-from canvas_asr.training.adapter import AdapterCollator, AdapterModel, AdapterOptions
+from canvas_asr.training.adapter import AdapterModel, AdapterOptions
+from canvas_asr.training.adapter_data import AdapterCollator
 from canvas_asr.training.corruption import CorruptionOptions
 from canvas_asr.training.losses import autoregressive_loss, ctc_loss, diffusion_loss
 from canvas_asr.training.objective import ObjectiveOptions

@@ -18,7 +18,8 @@ from canvas_asr.backbone import build_backbone
 from canvas_asr.errors import DataError
 from canvas_asr.manifest import read_manifest
 from canvas_asr.training.acoustic import AcousticCollator, AcousticModel, AcousticOptions
-from canvas_asr.training.adapter import AdapterCollator, AdapterModel, AdapterOptions
+from canvas_asr.training.adapter import AdapterModel, AdapterOptions
+from canvas_asr.training.adapter_data import AdapterCollator
 from canvas_asr.training.batches import BatchPlan, Example, Row, RowBatch, RowCollator, ShareOfPlan
 from canvas_asr.training.callbacks import RunLog, Stop
 from canvas_asr.training.corruption import CorruptionOptions

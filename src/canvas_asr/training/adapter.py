@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,14 +19,12 @@ from torch import Tensor
 from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
 from canvas_asr.decoding import CanvasDecoder, merge_labels
-from canvas_asr.encoder import n_audio_tokens
 from canvas_asr.errors import CheckpointError, RecipeError
 from canvas_asr.hub import model_folder
-from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
-from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
+from canvas_asr.processing import CanvasASRProcessor, pad_mels
 
-from .adapter_data import Sources, read_data
+from .adapter_data import AdapterCollator, Sources, read_data
 from .adapter_options import AdapterOptions
 from .checkpoints import load_trainable_state
 from .judging import Judgement, error_rates, listening, transcripts_of
@@ -37,7 +34,6 @@ from .outcome import leave_checkpoint
 from .recipe import Recipe, from_mapping
 from .speech_data import SpeechDataset
 from .stage import Part, Stage, row_generators, share_of
-from .text import CanvasCollator
 from .trainer import StageTrainer
 
 DRAFT_READS = 0.7  # error rate of a draft that has begun to follow the audio
@@ -45,6 +41,7 @@ DRAFT_READS = 0.7  # error rate of a draft that has begun to follow the audio
 GEOMETRY = (
     "audio_front_end",
     "audio_positions",
+    "audio_embeddings",
     "d_audio",
     "hidden_size",
     "vocab_size",
@@ -153,9 +150,8 @@ class AdapterModel(Stage):
             outputs["ctc"] = ctc * share_of(part, "clips")
             outputs["infeasible"] = infeasible.float().mean() * share_of(part, "clips")
             loss = loss + self.options.ctc_weight * outputs["ctc"]
-        prompt = self.model.embed_prompt(prompt_ids, tokens, n_audio, self.audio_id)
         generators = row_generators(part, len(canvas))
-        drafts, positions = self._read_draft(prompt_ids, tokens, n_audio, generators)
+        prompt, places = self._prompt(prompt_ids, tokens, n_audio, generators)
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -164,8 +160,7 @@ class AdapterModel(Stage):
             n_targets,
             canvas,
             self.options.objective,
-            drafts=drafts,
-            positions=positions,
+            **places,
             canvas_start=self.canvas_start,
             part=part,
             generators=generators,
@@ -185,19 +180,39 @@ class AdapterModel(Stage):
             chunk=states_per_chunk(self.model.config.vocab_size),
         )
 
-    @torch.no_grad()
-    def _read_draft(
+    def _prompt(
         self, prompt_ids: Tensor, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
-    ) -> tuple[list[list[int]] | None, Tensor | None]:
-        """Drafts, and positions (B, P) of the prompts, each where it is asked for."""
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Prompts (B, P, D), and their ``positions`` and ``drafts`` for :func:`denoising_losses`."""
+        labels, expected = self._read_tokens(tokens)
+        audio = self.model.embed_audio(tokens, expected)
+        prompt = self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id)
+        if labels is None:
+            return prompt, {}
         wants_drafts = self.options.objective.corruption.draft > 0
-        if not wants_drafts and self.model.config.audio_positions == "frames":
+        return prompt, {
+            "positions": self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id),
+            "drafts": self._drafts(labels, n_audio, generators) if wants_drafts else None,
+        }
+
+    @torch.no_grad()
+    def _read_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Likeliest CTC labels (B, A) and expected embeddings (B, A, D) of audio tokens, where asked for.
+
+        No gradient goes through them: CTC trains what they say.
+        """
+        config = self.model.config
+        wants_drafts = self.options.objective.corruption.draft > 0
+        if not wants_drafts and (config.audio_positions, config.audio_embeddings) == ("frames", "projector"):
             return None, None
+        labels, expected = [], []
         # A few clips at a time: logits of a whole batch would fill a GPU.
-        n_clips = max(1, states_per_chunk(self.model.config.vocab_size) // tokens.shape[1])
-        labels = torch.cat([self.model.ctc_logits(some).argmax(-1) for some in torch.split(tokens, n_clips)])
-        drafts = self._drafts(labels, n_audio, generators) if wants_drafts else None
-        return drafts, self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id)
+        for some in torch.split(tokens, max(1, states_per_chunk(config.vocab_size) // tokens.shape[1])):
+            logits = self.model.ctc_logits(some)
+            labels.append(logits.argmax(-1))
+            expected.append(self.model.expected_embeddings(logits))
+        found = [part for part in expected if part is not None]
+        return torch.cat(labels), torch.cat(found) if found else None
 
     def _drafts(
         self, labels: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
@@ -208,51 +223,6 @@ class AdapterModel(Stage):
             return drafts
         choice = [int(torch.randint(len(self.tags), (), generator=generator)) for generator in generators]
         return [[self.tags[tag], *draft] for tag, draft in zip(choice, drafts, strict=True)]
-
-
-class AdapterCollator:
-    """Examples to keyword arguments of :class:`AdapterModel`.
-
-    A clip without speech has an empty canvas, or, every other one, a language tag and nothing behind it: that
-    is what it has to write when the language is given.
-    """
-
-    def __init__(
-        self, processor: CanvasASRProcessor, config: CanvasASRConfig, options: AdapterOptions
-    ) -> None:
-        """Keep what prompts and canvases need."""
-        self.processor = processor
-        self.config = config
-        tokenizer = processor.tokenizer
-        self.pad = int(tokenizer.pad_token_id)
-        self.tags = processor.language_ids(config)
-        self.are_frames = bool(options.feature_cache)
-        self.canvases = CanvasCollator(int(tokenizer.eos_token_id), self.pad)
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Collate one batch."""
-        mel, n_mel = pad_mels([example["mel"] for example in examples])
-        n_audio = n_audio_tokens(self.config, n_mel, are_frames=self.are_frames)
-        prompt_ids, n_prompt = pad_ids(self.processor.prompt_ids(self.config, n_audio.tolist()), self.pad)
-        entries: list[Clip] = [example["entry"] for example in examples]
-        texts = [self.processor.text_ids(entry.text) for entry in entries]
-        text, n_text = pad_ids(texts, self.pad)
-        tagged = [self._with_tag(entry, ids) for entry, ids in zip(entries, texts, strict=True)]
-        return {
-            "mel": mel,
-            "n_mel": n_mel,
-            "prompt_ids": prompt_ids,
-            "n_prompt": n_prompt,
-            "text": text,
-            "n_text": n_text,
-            **self.canvases.canvases(tagged),
-        }
-
-    def _with_tag(self, entry: Clip, ids: list[int]) -> list[int]:
-        if ids or not self.tags:
-            return [self.tags[entry.language], *ids] if entry.language in self.tags else ids
-        tagged, place = divmod(crc32(Path(entry.audio).name.encode()), len(self.tags))
-        return [list(self.tags.values())[place]] if tagged % 2 else []
 
 
 def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> Judgement:

@@ -1,4 +1,4 @@
-"""The data of stage (c): read, left out what cannot be used and said so, before the first step."""
+"""The data of stage (c): read, what cannot be used left out before the first step; and its batches."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from accelerate import PartialState
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.encoder import n_audio_tokens
 from canvas_asr.errors import RecipeError
+from canvas_asr.manifest import Clip
 from canvas_asr.modeling import CanvasASRModel
-from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.processing import CanvasASRProcessor, pad_ids, pad_mels
 from canvas_asr.synthesis.augment import Augmenter
 
 from .adapter_options import AdapterOptions
@@ -23,6 +28,7 @@ from .selection import ClipLimits, ClipSet, TextFit, read_clips
 from .sources import DataSource, parse_sources
 from .speech_data import SpecAugment, SpeechDataset
 from .streaming import StreamDataset
+from .text import CanvasCollator
 
 
 @dataclass(frozen=True)
@@ -168,3 +174,48 @@ def _check_length(options: AdapterOptions, model: CanvasASRModel, processor: Can
         raise RecipeError(
             f"options.max_clip_s is {options.max_clip_s:g}; this audio encoder holds {longest_s:g} s at most."
         )
+
+
+class AdapterCollator:
+    """Examples to keyword arguments of ``AdapterModel``.
+
+    A clip without speech has an empty canvas, or, every other one, a language tag and nothing behind it: that
+    is what it has to write when the language is given.
+    """
+
+    def __init__(
+        self, processor: CanvasASRProcessor, config: CanvasASRConfig, options: AdapterOptions
+    ) -> None:
+        """Keep what prompts and canvases need."""
+        self.processor = processor
+        self.config = config
+        tokenizer = processor.tokenizer
+        self.pad = int(tokenizer.pad_token_id)
+        self.tags = processor.language_ids(config)
+        self.are_frames = bool(options.feature_cache)
+        self.canvases = CanvasCollator(int(tokenizer.eos_token_id), self.pad)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate one batch."""
+        mel, n_mel = pad_mels([example["mel"] for example in examples])
+        n_audio = n_audio_tokens(self.config, n_mel, are_frames=self.are_frames)
+        prompt_ids, n_prompt = pad_ids(self.processor.prompt_ids(self.config, n_audio.tolist()), self.pad)
+        entries: list[Clip] = [example["entry"] for example in examples]
+        texts = [self.processor.text_ids(entry.text) for entry in entries]
+        text, n_text = pad_ids(texts, self.pad)
+        tagged = [self._with_tag(entry, ids) for entry, ids in zip(entries, texts, strict=True)]
+        return {
+            "mel": mel,
+            "n_mel": n_mel,
+            "prompt_ids": prompt_ids,
+            "n_prompt": n_prompt,
+            "text": text,
+            "n_text": n_text,
+            **self.canvases.canvases(tagged),
+        }
+
+    def _with_tag(self, entry: Clip, ids: list[int]) -> list[int]:
+        if ids or not self.tags:
+            return [self.tags[entry.language], *ids] if entry.language in self.tags else ids
+        tagged, place = divmod(crc32(Path(entry.audio).name.encode()), len(self.tags))
+        return [list(self.tags.values())[place]] if tagged % 2 else []
