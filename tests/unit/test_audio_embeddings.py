@@ -76,7 +76,7 @@ def test_saved_and_loaded_it_is_the_same(
 ) -> None:
     with torch.no_grad():
         by_posterior.ctc_tap.prompt_scale.fill_(0.25)
-    save_checkpoint(by_posterior, processor, tmp_path)
+    save_checkpoint(by_posterior, processor, tmp_path, whole=True, dtype=None)
     loaded = CanvasASRModel.from_pretrained(tmp_path)
     assert loaded.config.audio_embeddings == "posterior"
     assert loaded.ctc_tap.prompt_scale.item() == 0.25
