@@ -15,15 +15,59 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from canvas_asr.audio import audio_seconds
-from canvas_asr.errors import AudioError, DataError, RecipeError
-from canvas_asr.languages import LANGUAGES
-from canvas_asr.manifest import Clip
-
-from .speech_data import StoredClip
+from .audio import Samples, audio_seconds, decode_audio, load_audio
+from .errors import AudioError, DataError, RecipeError
+from .languages import LANGUAGES
+from .manifest import Clip
 
 # Where the hub keeps a converted copy of sets that were published as a loading script.
 CONVERTED = "refs/convert/parquet"
+
+
+@dataclass(frozen=True)
+class StoredClip(Clip):
+    """A clip whose audio lies in a table; ``audio`` only names it.
+
+    Attributes:
+        table: Of ``datasets``, or anything that gives a row's cells by name; audio is not decoded there.
+        row: In the table.
+        column: Of the audio: ``bytes``, and ``path`` where those are in a file.
+    """
+
+    table: Any = field(default=None, repr=False, compare=False)
+    row: int = 0
+    column: str = "audio"
+
+
+def clip_content(clip: Clip) -> bytes:
+    """Give the content of a clip's audio file.
+
+    Raises:
+        AudioError: If it cannot be read, naming the clip.
+    """
+    path: Path | None = clip.audio
+    if isinstance(clip, StoredClip):
+        cell = clip.table[clip.row][clip.column]
+        if cell["bytes"]:
+            return bytes(cell["bytes"])
+        path = Path(cell["path"]) if cell["path"] else None
+    try:
+        if path is None:
+            raise AudioError(f"{clip.audio}: its row has no audio; leave it out.")
+        return path.read_bytes()
+    except OSError as error:
+        raise AudioError(f"{clip.audio}: cannot be read ({error.strerror}); check the path.") from error
+
+
+def clip_samples(clip: Clip) -> Samples:
+    """Decode a clip: 16 kHz mono, (N,).
+
+    Raises:
+        AudioError: If its audio cannot be read, naming the clip.
+    """
+    if isinstance(clip, StoredClip):
+        return decode_audio(clip_content(clip), str(clip.audio))
+    return load_audio(clip.audio)
 
 
 @dataclass(frozen=True)
@@ -132,7 +176,7 @@ def load_table(request: HubRequest, config: str) -> Any:
         from datasets import Audio
         from datasets.exceptions import DatasetsError
     except ImportError as error:
-        raise DataError("data sets of the hub need datasets; pip install 'canvas-asr[train]'.") from error
+        raise DataError("data sets of the hub need datasets; pip install datasets.") from error
     try:
         table = _load(request, config)
         if table.column_names is None:  # a stream whose first rows have not been seen

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from test_trainer import Stage, trainer_of
 from training_runs import adapter_recipe, kill_self, killed_in_a_fork, losses_of
 
-from canvas_asr.training import adapter, speech_data
+from canvas_asr import hub_sets
+from canvas_asr.training import adapter
 from canvas_asr.training.batches import BatchPlan
 from canvas_asr.training.checkpoints import WEIGHTS_NAME, load_trainable_state, newest_checkpoint
 from canvas_asr.training.recipe import Recipe, load_recipe
@@ -71,14 +72,14 @@ def test_ten_steps_a_kill_and_ten_equal_twenty(
     (broken.output_dir / "log.jsonl").unlink()
 
     read = tmp_path / "read"
-    load_audio = speech_data.load_audio
+    load_audio = hub_sets.load_audio
 
     def noted_load(path: Any) -> Any:
         with read.open("a") as file:
             file.write("x")
         return load_audio(path)
 
-    monkeypatch.setattr(speech_data, "load_audio", noted_load)
+    monkeypatch.setattr(hub_sets, "load_audio", noted_load)
     adapter.run(broken)
     plan = list(BatchPlan([0.6 + 0.13 * i for i in range(7)], 3, 20, 0))
     n_dev = 2  # the last step is evaluated

@@ -11,11 +11,11 @@ import pytest
 import soundfile as sf
 from hub_data import write_librispeech
 
+from canvas_asr import hub_sets
 from canvas_asr.errors import DataError, OptionError
 from canvas_asr.evaluation.index import file_sha256
 from canvas_asr.evaluation.sets import load_clip, read_sets
 from canvas_asr.manifest import Clip, write_manifest
-from canvas_asr.training import hub_sets
 
 
 def manifest(path: Path, n_clips: int = 2) -> Path:

@@ -21,9 +21,9 @@ from hub_data import (
 from made_up_clips import tones, write_clips
 
 from canvas_asr.errors import AudioError, DataError, RecipeError
+from canvas_asr.hub_sets import clip_samples
 from canvas_asr.manifest import Clip
 from canvas_asr.training.sources import DataSource, parse_sources, read_source
-from canvas_asr.training.speech_data import clip_samples
 
 
 @pytest.fixture(scope="module", autouse=True)

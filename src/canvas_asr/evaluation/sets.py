@@ -29,7 +29,7 @@ def load_clip(clip: Clip) -> Samples:
     """
     if type(clip) is Clip:
         return load_audio(clip.audio)
-    from ..training.speech_data import clip_samples  # of the hub: its audio lies in a table
+    from ..hub_sets import clip_samples  # of the hub: its audio lies in a table
 
     return clip_samples(clip)
 
@@ -94,7 +94,7 @@ def _read_one(source: str) -> tuple[str, list[Clip], dict[str, object]]:
 
 def _read_hub(source: str) -> tuple[str, list[Clip], dict[str, object]]:
     """Read a set of the hub: ``name/part@split``, a part being a language or a configuration."""
-    from ..training.hub_sets import HUB_SETS, HubRequest, read_table
+    from ..hub_sets import HUB_SETS, HubRequest, read_table
 
     rest, _, split = source.partition("@")
     name, _, part = rest.partition("/")

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from canvas_asr.encoder import encode_audio, n_encoder_frames
 from canvas_asr.errors import AudioError, DataError
+from canvas_asr.hub_sets import StoredClip, clip_content, clip_samples
 from canvas_asr.manifest import Clip, write_text
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, log_mel, pad_mels
 
 from .sources import duration_s
-from .speech_data import StoredClip, clip_content, clip_samples
 
 STORED = torch.bfloat16
 ABOUT_NAME = "encoder.json"

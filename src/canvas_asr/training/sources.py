@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from canvas_asr.errors import DataError, RecipeError
+from canvas_asr.hub_sets import HUB_SETS, HubRequest, HubSet, read_table
 from canvas_asr.languages import LANGUAGES
 from canvas_asr.manifest import Clip, read_manifest
 
 from .common_voice import LICENCE as COMMON_VOICE_LICENCE
 from .common_voice import read_common_voice
-from .hub_sets import HUB_SETS, HubRequest, HubSet, read_table
 from .recipe import from_mapping
 
 COMMON_VOICE = "common_voice"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import WhisperFeatureExtractor
 
-from canvas_asr.audio import decode_audio, load_audio
-from canvas_asr.errors import AudioError
+from canvas_asr.hub_sets import clip_samples
 from canvas_asr.manifest import Clip
 from canvas_asr.processing import log_mel
 
@@ -21,52 +19,6 @@ from .mixture import Mixture
 
 Samples = NDArray[np.float32]
 Augment = Callable[[Samples, np.random.Generator], Samples]
-
-
-@dataclass(frozen=True)
-class StoredClip(Clip):
-    """A clip whose audio lies in a table; ``audio`` only names it.
-
-    Attributes:
-        table: Of ``datasets``, or anything that gives a row's cells by name; audio is not decoded there.
-        row: In the table.
-        column: Of the audio: ``bytes``, and ``path`` where those are in a file.
-    """
-
-    table: Any = field(default=None, repr=False, compare=False)
-    row: int = 0
-    column: str = "audio"
-
-
-def clip_content(clip: Clip) -> bytes:
-    """Give the content of a clip's audio file.
-
-    Raises:
-        AudioError: If it cannot be read, naming the clip.
-    """
-    path: Path | None = clip.audio
-    if isinstance(clip, StoredClip):
-        cell = clip.table[clip.row][clip.column]
-        if cell["bytes"]:
-            return bytes(cell["bytes"])
-        path = Path(cell["path"]) if cell["path"] else None
-    try:
-        if path is None:
-            raise AudioError(f"{clip.audio}: its row has no audio; leave it out.")
-        return path.read_bytes()
-    except OSError as error:
-        raise AudioError(f"{clip.audio}: cannot be read ({error.strerror}); check the path.") from error
-
-
-def clip_samples(clip: Clip) -> Samples:
-    """Decode a clip: 16 kHz mono, (N,).
-
-    Raises:
-        AudioError: If its audio cannot be read, naming the clip.
-    """
-    if isinstance(clip, StoredClip):
-        return decode_audio(clip_content(clip), str(clip.audio))
-    return load_audio(clip.audio)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
 from canvas_asr.errors import DataError
+from canvas_asr.hub_sets import load_table, stream_clips
 from canvas_asr.manifest import Clip
 
-from .hub_sets import load_table, stream_clips
 from .selection import ClipLimits
 from .sources import COMMON_VOICE, DataSource, duration_s, read_source
 from .speech_data import SpeechDataset
