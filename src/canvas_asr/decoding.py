@@ -43,6 +43,25 @@ class Decoded:
     truncated: bool
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """A batch of encoded prompts, all a reading starts from.
+
+    Attributes:
+        cache: Keys and values, P places, right-padded.
+        n_prompt: Valid places, (B,) int64.
+        ids: Of the prompts, (B, P) int64.
+        hidden: Their last hidden states, (B, P, D).
+        positions: Of each place, (B, P) float32; None: 0, 1, 2, ...
+    """
+
+    cache: DynamicCache
+    n_prompt: Tensor
+    ids: Tensor
+    hidden: Tensor
+    positions: Tensor | None
+
+
 def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
     """Best-path CTC reading of logits (B, A, V): see :func:`merge_labels`."""
     return merge_labels(logits.argmax(-1), n_states, blank)
@@ -93,20 +112,25 @@ def ctc_confidences(logits: Tensor, n_states: Tensor, blank: int) -> list[list[f
     return rows
 
 
-def text_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, tags: Sequence[int]) -> Vocabulary:
+def text_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, size: int, tags: Sequence[int], mask: int | None = None
+) -> Vocabulary:
     """Ids that a transcript may hold: all but the tokenizer's special ones, and the end token.
 
     Args:
         tokenizer: The backbone's.
         size: V of the backbone.
         tags: Ids of the language tags.
+        mask: See :class:`~canvas_asr.sampler.Vocabulary`.
     """
     text = torch.zeros(size, dtype=torch.bool)
     text[: len(tokenizer)] = True
     text[list(tokenizer.all_special_ids)] = False
+    if mask is not None:
+        text[mask] = False
     eos = tokenizer.eos_token_id
     text[eos] = True
-    return Vocabulary(size, int(eos), tuple(tags), text)
+    return Vocabulary(size, int(eos), tuple(tags), text, mask)
 
 
 class CanvasDecoder:
@@ -129,7 +153,7 @@ class CanvasDecoder:
         self.languages = processor.language_ids(config)
         self.audio_id = processor.token_id(config.audio_token)
         self.vocabulary = text_vocabulary(
-            processor.tokenizer, config.vocab_size, tuple(self.languages.values())
+            processor.tokenizer, config.vocab_size, tuple(self.languages.values()), config.mask_token_id
         )
         self.canvas_start = processor.canvas_start(config)
         self.graphs: GraphedBackbone | None = None
@@ -186,9 +210,11 @@ class CanvasDecoder:
         if options is None:
             return self._drafts_alone(ctc, n_audio, readings, language)
         run_pass = self.graphs.read_pass if self.graphs else read_pass
+        prefix = self.prefix(tokens, n_audio, ctc)
         output = sample(
             self.model.backbone,
-            *self._prefix(tokens, n_audio, ctc),
+            prefix.cache,
+            prefix.n_prompt,
             self.vocabulary,
             options,
             clip_keys=n_mel.tolist() if clip_keys is None else clip_keys,
@@ -199,15 +225,16 @@ class CanvasDecoder:
         )
         return self._results(output, readings, language)
 
-    def _prefix(self, tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> tuple[DynamicCache, Tensor]:
-        """Cache of the prompts around audio tokens (B, A, D) with CTC logits (B, A, V), and their lengths."""
+    def prefix(self, tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> Prefix:
+        """Encode the prompts around audio tokens (B, A, D) with CTC logits (B, A, V)."""
         rows = self.processor.prompt_ids(self.config, n_audio.tolist())
         prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
         encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
         audio = self.model.embed_audio(tokens, self.model.expected_embeddings(ctc))
         embeds = self.model.embed_prompt(prompts, audio, n_audio, self.audio_id)
         positions = self.model.prompt_positions(prompts, ctc.argmax(-1), n_audio, self.audio_id)
-        return encode_prefix(embeds, positions)[1], n_prompt
+        hidden, cache = encode_prefix(embeds, positions)
+        return Prefix(cache, n_prompt, prompts, hidden, positions)
 
     def _drafts_alone(
         self, ctc: Tensor, n_audio: Tensor, readings: list[list[int]], language: str | None
