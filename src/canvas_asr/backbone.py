@@ -49,10 +49,12 @@ def inject_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int, alpha: int
 
     Args:
         backbone: The model to change; its own parameters are frozen.
-        rank: LoRA rank.
+        rank: LoRA rank; 0 puts none.
         alpha: LoRA scale times the rank.
     """
     backbone.requires_grad_(False)
+    if not rank:
+        return
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
     inject_adapter_in_model(config, backbone)
     tied = cast("dict[str, str]", type(backbone.model)._tied_weights_keys)

@@ -145,6 +145,7 @@ def model_card(config: CanvasASRConfig, facts: CardFacts | None = None) -> str:
     facts = facts or CardFacts()
     parts = {"backbone": config.backbone, "audio encoder": config.audio_encoder}
     languages = ", ".join(config.language_tags)
+    lora = f"LoRA of rank {config.lora_rank}" if config.lora_rank else "no LoRA"
     table = [f"| {part} | {_source(name)} | {_licence(name)} |" for part, name in parts.items()]
     lines = [
         "---",
@@ -154,7 +155,7 @@ def model_card(config: CanvasASRConfig, facts: CardFacts | None = None) -> str:
         "",
         "# Speech recognition by parallel denoising",
         "",
-        f"An adapter (projector, CTC tap, LoRA of rank {config.lora_rank}) that lets a frozen diffusion",
+        f"An adapter (projector, CTC tap, {lora}) that lets a frozen diffusion",
         "language model transcribe what a frozen audio encoder hears, in the format of canvas-asr.",
         "",
         "```python",

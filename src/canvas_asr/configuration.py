@@ -58,7 +58,8 @@ class CanvasASRConfig(PreTrainedConfig):
         projector_stride: Encoder frames per audio token: a power of two for ``conv``.
         projector_activation: After each convolution, or between the linear maps; None: ``gelu`` for ``conv``,
             ``silu`` for ``stack_mlp``.
-        lora_rank: Rank of the LoRA matrices on q, k, v, o of every layer, encoder and decoder apart.
+        lora_rank: Rank of the LoRA matrices on q, k, v, o of every layer, encoder and decoder apart; 0: none,
+            so that the adapter is the projector and the CTC tap alone.
         lora_alpha: LoRA scale is ``lora_alpha / lora_rank``.
         audio_positions: ``frames``: every audio token has a position of its own and the canvas follows the
             prompt (the released system). ``spikes``: audio tokens stand on the canvas's own axis, counted by
@@ -73,6 +74,8 @@ class CanvasASRConfig(PreTrainedConfig):
         language_tags: Language code to the special token that opens its canvas.
         language_tag_place: ``canvas``: the first canvas token names the language. ``none``: no tag.
         blank_token_id: The CTC blank, an id that no transcript uses.
+        mask_token_id: What stands on a canvas where nothing is decided yet, an id that no transcript uses:
+            for a backbone trained with absorbing masks. None: random tokens, DiffusionGemma's way.
         ctc_softcap: Whether the backbone's logit soft-cap applies to the CTC tap.
         pad_to_30s: Whether clips are padded to 30 s before the audio encoder, as stock Whisper does.
         max_audio_s: Longest clip in seconds that one canvas may be asked to transcribe.
@@ -106,6 +109,7 @@ class CanvasASRConfig(PreTrainedConfig):
         language_tags: dict[str, str] | None = None,
         language_tag_place: str = "canvas",
         blank_token_id: int = 6,
+        mask_token_id: int | None = None,
         ctc_softcap: bool = False,
         pad_to_30s: bool = False,
         max_audio_s: float = 30.0,
@@ -138,6 +142,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.language_tags = language_tags or {language: f"<|{language}|>" for language in LANGUAGES}
         self.language_tag_place = language_tag_place
         self.blank_token_id = blank_token_id
+        self.mask_token_id = mask_token_id
         self.ctc_softcap = ctc_softcap
         self.pad_to_30s = pad_to_30s
         self.max_audio_s = max_audio_s
@@ -179,16 +184,20 @@ class CanvasASRConfig(PreTrainedConfig):
         for key, value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f"{key} is {value!r}; choose one of {', '.join(allowed)}.")
-        for key in ("projector_width", "projector_stride", "lora_rank", "canvas_length", "max_canvas_length"):
+        for key in ("projector_width", "projector_stride", "canvas_length", "max_canvas_length"):
             if int(getattr(self, key)) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1.")
+        if int(self.lora_rank) < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, or 0 for no LoRA.")
         stride = self.projector_stride
         if self.projector_kind == "conv" and stride & (stride - 1):
             raise ValueError(f"projector_stride is {stride}; stride-2 convolutions need a power of two.")
-        if not 0 <= self.blank_token_id < self.vocab_size:
-            raise ValueError(
-                f"blank_token_id is {self.blank_token_id}, outside the vocabulary of {self.vocab_size}."
-            )
+        for key in ("blank_token_id", "mask_token_id"):
+            token = getattr(self, key)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(f"{key} is {token}, outside the vocabulary of {self.vocab_size}.")
+        if self.mask_token_id == self.blank_token_id:
+            raise ValueError(f"mask_token_id and blank_token_id are both {self.blank_token_id}; they differ.")
         if self.canvas_length > self.max_canvas_length:
             raise ValueError(
                 f"canvas_length {self.canvas_length} exceeds max_canvas_length {self.max_canvas_length}."

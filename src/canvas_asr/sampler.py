@@ -61,12 +61,15 @@ class Vocabulary:
         eos: The token that ends a text and fills the tail.
         tags: Ids of the language tags that may open a canvas; empty where it carries none.
         text: Ids that may stand in the text, the end token included, (V,) bool.
+        mask: What stands where nothing is decided yet, with a backbone trained on absorbing masks; None:
+            random ids.
     """
 
     size: int
     eos: int
     tags: tuple[int, ...]
     text: Tensor
+    mask: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ def _noise(generators: Sequence[torch.Generator], length: int, size: int) -> Ten
     return torch.stack([torch.randint(size, (length,), generator=g) for g in generators])
 
 
+def _undecided(noise: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """What stands where nothing is decided: the noise itself, or masks in its place."""
+    return noise if vocabulary.mask is None else torch.full_like(noise, vocabulary.mask)
+
+
 def initial_canvas(
     config: SamplerConfig,
     vocabulary: Vocabulary,
@@ -109,7 +117,7 @@ def initial_canvas(
     """
     noise = _noise(generators, config.canvas_length, vocabulary.size)
     if config.init == "noise":
-        return noise
+        return _undecided(noise, vocabulary)
     if drafts is None:
         raise OptionError("init='draft' needs CTC drafts.")
     canvas = torch.full_like(noise, vocabulary.eos)
@@ -289,7 +297,7 @@ def sample(
     given = torch.tensor([-1 if t is None else t for t in tags or [None] * len(clip_keys)], device=device)
     canvas = initial_canvas(config, vocabulary, generators, drafts).to(device)
     noise = [_noise(generators, config.canvas_length, vocabulary.size) for _ in range(config.steps - 1)]
-    noise = list(torch.stack(noise).to(device)) if noise else []
+    noise = list(_undecided(torch.stack(noise), vocabulary).to(device)) if noise else []
     vocabulary = replace(vocabulary, text=vocabulary.text.to(device))
     tag_ids = torch.tensor(vocabulary.tags, dtype=torch.long, device=device)
     if vocabulary.tags:

@@ -87,6 +87,12 @@ class AdapterOptions:
             raise RecipeError(f"options.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
         if self.dtype != "float32" and (self.train_audio_encoder or self.train_backbone):
             raise RecipeError(f"options.dtype is {self.dtype}: what is trained needs float32.")
+        own, noise = self.model.get("mask_token_id"), self.objective.corruption.mask_id
+        if own != noise:
+            raise RecipeError(
+                f"options.model.mask_token_id is {own} and options.objective.corruption.mask_id is {noise}; "
+                "a canvas is decoded with the noise that it was trained with: give both the same id, or none."
+            )
         if self.shuffle_buffer < 1:
             raise RecipeError(f"options.shuffle_buffer is {self.shuffle_buffer}; it must be at least 1.")
         if not self.feature_cache:

@@ -22,12 +22,15 @@ class CorruptionOptions:
     """Weights of the kinds (0 switches a kind off) and their strength.
 
     Attributes:
-        uniform: A fraction t of the canvas replaced by uniformly random ids.
+        uniform: A fraction t of the canvas replaced by noise.
         draft: The clip's CTC draft laid on the canvas.
         predictions: The model's own predictions of an earlier pass, a fraction of them re-randomised.
         edits: Clean text with insertions, deletions and substitutions.
         max_edit_rate: Most edits per token for ``edits``; each clip draws its rate.
-        max_renoise: Largest fraction of uniform noise put on a draft or edited canvas.
+        max_renoise: Largest fraction of noise put on a draft or edited canvas.
+        mask_id: What noise is. None: uniformly random ids, as the backbone and the released system were
+            trained with. An id: this one everywhere, the absorbing masks of LLaDA and Whisfusion
+            (arXiv 2508.07048), to compare with; ``mask_token_id`` of the model's configuration must be it.
     """
 
     uniform: float = 1.0
@@ -36,12 +39,15 @@ class CorruptionOptions:
     edits: float = 0.0
     max_edit_rate: float = 0.4
     max_renoise: float = 0.3
+    mask_id: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse weights that leave nothing to draw."""
         weights = [getattr(self, kind) for kind in KINDS]
         if min(weights) < 0 or sum(weights) <= 0:
             raise RecipeError(f"corruption weights are {weights}; give at least one above 0, none below.")
+        if self.mask_id is not None and self.mask_id < 0:
+            raise RecipeError(f"corruption mask_id is {self.mask_id}; give a reserved id of the tokenizer.")
 
 
 def lay_out(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:
@@ -87,7 +93,7 @@ class Corruption:
         return torch.multinomial(weights, n_clips, replacement=True, generator=generator)
 
     def uniform(self, canvas: Tensor, levels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Replace a fraction of each row by uniformly random ids.
+        """Replace a fraction of each row by noise: random ids, or the mask's.
 
         Args:
             canvas: (B, C) int64.
@@ -99,6 +105,8 @@ class Corruption:
         """
         replaced = torch.rand(canvas.shape, generator=generator) < levels[:, None].cpu()
         noise = torch.randint(self.vocab_size, canvas.shape, generator=generator)
+        if self.options.mask_id is not None:
+            noise.fill_(self.options.mask_id)
         return torch.where(replaced.to(canvas.device), noise.to(canvas.device), canvas)
 
     def edit(self, row: Sequence[int], rate: float, generator: torch.Generator | None = None) -> list[int]:

@@ -226,6 +226,7 @@ def judge(
     steps: int = 8,
     canvas_length: int = 64,
     spikes: bool = False,
+    mask: int | None = None,
 ) -> Judgement:
     """Repair unseen sentences from noise: the stage's milestone.
 
@@ -236,6 +237,7 @@ def judge(
         steps: Passes.
         canvas_length: Canvas in tokens.
         spikes: Whether prompts are placed by their spikes.
+        mask: Id that canvases are masked with; None: random ids.
 
     Returns:
         ``wer_xx`` (``cer_zh``, ``cer_hi``) by language over raw text, and what :func:`listening` gives, with
@@ -244,7 +246,7 @@ def judge(
     readings: dict[str, list[tuple[str, str]]] = defaultdict(list)
     pieces = Pieces(tokenizer)
     size = text_config(backbone.config).vocab_size
-    vocabulary = text_vocabulary(tokenizer, size, [pieces.tag(code) for code in LANGUAGES])
+    vocabulary = text_vocabulary(tokenizer, size, [pieces.tag(code) for code in LANGUAGES], mask)
     for language, texts in dev.items():
         prompts = [repair_case(pieces, text, language).prompt_ids for text in texts]
         ids, n_prompt = (tensor.to(backbone.device) for tensor in pad_ids(prompts, 0))
@@ -317,7 +319,10 @@ def run(recipe: Recipe) -> None:
     dev = {code: texts[: options.n_dev] for code, texts in held_out.items()}
 
     def evaluate() -> Judgement:
-        once, found = (judge(model.backbone, tokenizer, dev, steps=n, spikes=spikes) for n in (1, 8))
+        mask = options.objective.corruption.mask_id
+        once, found = (
+            judge(model.backbone, tokenizer, dev, steps=n, spikes=spikes, mask=mask) for n in (1, 8)
+        )
         figures = {**found.figures, **{f"{k}_1pass": v for k, v in once.figures.items()}}
         return Judgement(figures, found.transcripts)
 
