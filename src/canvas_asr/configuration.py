@@ -77,6 +77,8 @@ class CanvasASRConfig(PreTrainedConfig):
         mask_token_id: What stands on a canvas where nothing is decided yet, an id that no transcript uses:
             for a backbone trained with absorbing masks. None: random tokens, DiffusionGemma's way.
         ctc_softcap: Whether the backbone's logit soft-cap applies to the CTC tap.
+        has_draft: Whether the CTC tap was trained, so that its reading is a draft. Without it nothing may be
+            asked of a draft.
         pad_to_30s: Whether clips are padded to 30 s before the audio encoder, as stock Whisper does.
         max_audio_s: Longest clip in seconds that one canvas may be asked to transcribe.
         canvas_length: Default canvas in tokens.
@@ -111,6 +113,7 @@ class CanvasASRConfig(PreTrainedConfig):
         blank_token_id: int = 6,
         mask_token_id: int | None = None,
         ctc_softcap: bool = False,
+        has_draft: bool = True,
         pad_to_30s: bool = False,
         max_audio_s: float = 30.0,
         canvas_length: int = 96,
@@ -144,6 +147,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.blank_token_id = blank_token_id
         self.mask_token_id = mask_token_id
         self.ctc_softcap = ctc_softcap
+        self.has_draft = has_draft
         self.pad_to_30s = pad_to_30s
         self.max_audio_s = max_audio_s
         self.canvas_length = canvas_length
