@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any, Literal
 
 import jiwer
@@ -240,10 +241,30 @@ def clip_cer(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[Erro
     return _by_clip(jiwer.process_characters(list(references), list(hypotheses))) if references else ()
 
 
-def clip_merged_wer(references: Sequence[str], hypotheses: Sequence[str]) -> tuple[ErrorCounts, ...]:
+def _join_alike(reference: list[str], hypothesis: list[str]) -> tuple[list[str], list[str]]:
+    """Join stretches of words that differ in nothing but where their spaces are, on both sides."""
+    joined: tuple[list[str], list[str]] = ([], [])
+    for kind, i, j, k, m in SequenceMatcher(None, reference, hypothesis).get_opcodes():
+        stretches = reference[i:j], hypothesis[k:m]
+        wholes = ["".join(stretch) for stretch in stretches]
+        alike = kind != "equal" and wholes[0] == wholes[1]
+        for words, stretch, whole in zip(joined, stretches, wholes, strict=True):
+            words += [whole] if alike else stretch
+    return joined
+
+
+def clip_merged_wer(
+    references: Sequence[str], hypotheses: Sequence[str], *, join_stretches: bool = False
+) -> tuple[ErrorCounts, ...]:
     """Count word errors of each text, adjacent words merged where they equal one of the other side.
 
     A clip whose reference is empty is dropped: it counts nothing, whatever its hypothesis.
+
+    Args:
+        references: Normalised.
+        hypotheses: Likewise.
+        join_stretches: Whether several words that are several others of the other side, but for their
+            spaces, are joined before: what the leaderboard does in languages other than English.
 
     Raises:
         DataError: If the two lists differ in length, or kaldialign is not installed.
@@ -255,8 +276,10 @@ def clip_merged_wer(references: Sequence[str], hypotheses: Sequence[str]) -> tup
         raise DataError("scores need kaldialign; install it with: pip install 'canvas-asr[eval]'") from error
     clips = []
     for reference, hypothesis in zip(references, hypotheses, strict=True):
-        words = reference.split()
-        found = edit_distance(words, hypothesis.split(), merge_compounds=True)
+        words, read = reference.split(), hypothesis.split()
+        if join_stretches:
+            words, read = _join_alike(words, read)
+        found = edit_distance(words, read, merge_compounds=True)
         hits = len(words) - found["sub"] - found["del"]
         kept = ErrorCounts(found["sub"], found["del"], found["ins"], hits)
         clips.append(kept if words else ErrorCounts())
@@ -324,5 +347,6 @@ def score(references: Sequence[str], hypotheses: Sequence[str], language: str) -
             said, read = ([text.replace(" ", "") for text in side] for side in (said, read))
         clips[f"{name}_cer"] = clip_cer(said, read)
     if language in LEADERBOARD_LANGUAGES:
-        clips["leaderboard_wer"] = clip_merged_wer(*sides(lambda text: normalise_leaderboard(text, language)))
+        said, read = sides(lambda text: normalise_leaderboard(text, language))
+        clips["leaderboard_wer"] = clip_merged_wer(said, read, join_stretches=language != "en")
     return Scores(language, len(references), clips, repetition_rate(hypotheses, language))

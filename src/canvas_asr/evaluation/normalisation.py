@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 # Hesitations that the leaderboard leaves out, however long they are drawn.
 _FILLERS = (
@@ -28,6 +29,11 @@ _FILLERS = (
 _CONTRACTED = r"\b(it|he|she|what|that|who|here|there|how|when|where|why|this)'s\b"
 # Contractions that whisper-normalizer knows and the leaderboard does not.
 _NOT_THERE = (r"\bkinda\b", r"\bsorta\b", r"\bdunno\b", r"\bcause\b")
+# What it leaves of figures once their digits are looked at: a full stop or a unit without one.
+_STOP = re.compile(r"\.(?![0-9])")
+_UNIT_ALONE = re.compile(r"[.$¢€£](?![0-9])|(?<![0-9])%")
+# Format characters that belong to a word.
+_JOINERS = "\u200c\u200d"
 _BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+?\)")
 
 LEADERBOARD_LANGUAGES = ("en", "de", "fr", "es")
@@ -84,25 +90,55 @@ def _leaderboard_english() -> Callable[[str], str]:
         for pattern, text in normalise.replacers.items()
         if pattern not in _NOT_THERE
     }
+    numbers = normalise.standardize_numbers
+    numbers.process_words = functools.partial(_numbers_with_oh, numbers, numbers.process_words)
     return normalise  # type: ignore[no-any-return]
+
+
+def _numbers_with_oh(
+    numbers: Any, read: Callable[[list[str]], Iterable[str]], words: list[str]
+) -> Iterator[str]:
+    """Write numbers in digits; an "oh" is a zero only where digits go on behind it, as in "four oh one".
+
+    Args:
+        numbers: Whisper's normaliser of English numbers, for its words.
+        read: Its own way of writing them, which takes every "oh" for a zero.
+        words: Of a text.
+    """
+
+    def is_digits(place: int) -> bool:
+        word = words[place] if 0 <= place < len(words) else ""
+        known = (numbers.zeros, numbers.ones, numbers.tens)
+        return bool(re.fullmatch(r"\d+", word)) or any(word in some for some in known)
+
+    start = 0
+    for place, word in enumerate(words):
+        goes_on = is_digits(place + 1) and (is_digits(place - 1) or is_digits(place + 2))
+        if word == "oh" and not goes_on:
+            yield from read(words[start:place])
+            yield word
+            start = place + 1
+    yield from read(words[start:])
 
 
 def normalise_leaderboard(text: str, language: str) -> str:
     """Normalise by the rules of the Open ASR Leaderboard (huggingface/open_asr_leaderboard).
 
     English: Whisper's normaliser, but hesitations of any length are left out, ``'s`` is written out after
-    pronouns only, and single letters in a row are joined (``b b c`` to ``bbc``; with ``a`` or ``i`` among
-    them from three on). Other languages: lower case, bracketed text, symbols and punctuation removed, marks
-    kept.
+    pronouns only, an "oh" is a word unless digits go on behind it, no full stop is left over from "...", and
+    single letters in a row are joined (``b b c`` to ``bbc``; with ``a`` or ``i`` among them from three on).
+    Other languages: lower case, bracketed text, symbols and punctuation removed, marks kept.
 
-    Not reproduced, for they are tables of that repository: variants of names, its list of compounds (adjacent
-    words are merged in the alignment anyway), clock times, and numbers of other languages as words. Its own
+    Not reproduced, for they are tables of that repository: variants of names, its list of compounds (most
+    are merged in the alignment anyway), clock times, and numbers of other languages as words. Its own
     scorer reads what this evaluation writes: see ``docs/evaluation.md``.
     """
     if language == "en":
-        return _join_letters(_leaderboard_english()(text).split())
+        plain = _leaderboard_english()(_STOP.sub(" ", _BRACKETED.sub("", text)))
+        return _join_letters(_UNIT_ALONE.sub(" ", plain).split())
     bare = unicodedata.normalize("NFKC", _BRACKETED.sub("", text.lower()))
-    return _collapse("".join(map(_spoken, bare)).lower())
+    kept = "".join(c for c in bare if c in _JOINERS or unicodedata.category(c) != "Cf")
+    return _collapse("".join(map(_spoken, kept)).lower())
 
 
 def _join_letters(words: list[str]) -> str:
