@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +146,9 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """Measure everything that the command asks for."""
     import tempfile
 
-    import torch
-
     import canvas_asr
     from canvas_asr.audio import load_audio
+    from canvas_asr.evaluation.report import describe_machine, installed_versions
 
     samples = load_audio(options.clip)
     if not len(samples):
@@ -175,25 +172,15 @@ def measure(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "steps": options.steps,
         "canvas": options.canvas or asr.model.config.canvas_length,
         "machine": {
-            "cpu": _cpu(),
-            "n_cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
+            **describe_machine(),
             "device": options.device,
             "load_average_before": round(options.load_before, 2),
-            "python": platform.python_version(),
         },
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": installed_versions(),
         "fresh_process": alone,
         "clip_of_10_s": {key: measured["dense"][key] for key in ("median_s", "min_s", "max_s", "rtfx")},
         "what_is_said": {**spread(measured), "rounds": options.rounds, "clips": measured},
     }
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

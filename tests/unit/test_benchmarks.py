@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pytest
 import torch
 
 from canvas_asr.modeling import CanvasASRModel
@@ -27,54 +25,6 @@ def load_script(name: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-def evaluation(step: int, true: float, shuffled: float) -> dict[str, float]:
-    return {"step": step, "eval_noise8": true, "eval_shuffled": shuffled, "eval_gap": shuffled - true}
-
-
-def write_log(folder: Path, records: list[dict[str, float]]) -> None:
-    folder.mkdir(parents=True)
-    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:
-    ablation = load_script("ctc_ablation")
-    records = [evaluation(2, 0.9, 1.0), {"step": 3, "loss": 1.0}, evaluation(4, 0.8, 1.0)]
-    write_log(tmp_path / "run", [*records, evaluation(4, 0.7, 1.1), evaluation(6, 0.5, 1.0)])
-    points = ablation.read_points(tmp_path / "run" / "log.jsonl")
-    assert [(p["step"], p["true"], pytest.approx(p["gap"])) for p in points] == [
-        (2, 0.9, 0.1),
-        (4, 0.7, 0.4),
-        (6, 0.5, 0.5),
-    ]
-    assert not ablation.is_done(tmp_path / "run", 6)  # judged, but not saved
-    (tmp_path / "run" / "trained.safetensors").touch()
-    assert ablation.is_done(tmp_path / "run", 6)
-    assert not ablation.is_done(tmp_path / "run", 8)
-
-
-def test_arms_are_compared_at_a_step_that_all_reached_and_drawn(tmp_path: Path) -> None:
-    ablation = load_script("ctc_ablation")
-    runs = [ablation.Run(weight, seed) for seed in (0, 1) for weight in (1.0, 0.0)]
-    for run in runs[:-1]:
-        gain = 0.4 if run.ctc_weight else 0.02
-        gaps = [evaluation(step, 1.0 - gain * step / 6 - 0.1 * run.seed, 1.0) for step in (2, 4, 6)]
-        write_log(tmp_path / run.name, gaps)
-    assert ablation.last_gaps(ablation.collect(runs, tmp_path)) == {}
-    write_log(tmp_path / runs[-1].name, [evaluation(2, 0.9, 1.0), evaluation(4, 0.8, 1.0)])
-    last = ablation.last_gaps(ablation.collect(runs, tmp_path))
-    assert last["step"] == 4
-    assert last["ctc_weight_1"]["gaps"] == pytest.approx([0.4 * 4 / 6, 0.4 * 4 / 6 + 0.1])
-    assert last["ctc_weight_0"]["mean"] == pytest.approx((0.02 * 4 / 6 + 0.2) / 2)
-    ablation.plot(ablation.collect(runs, tmp_path), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_steps_that_end_between_evaluations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        load_script("ctc_ablation").main(["--steps", "5", "--eval-steps", "2"])
-    assert "multiple of --eval-steps" in capsys.readouterr().err
 
 
 def test_clips_of_equal_length_are_timed_in_turn(
