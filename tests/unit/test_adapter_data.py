@@ -120,6 +120,22 @@ def test_a_warm_start_from_another_geometry_is_refused_before_data_is_read(
         run(recipe)
 
 
+def test_clips_to_judge_by_are_read_before_the_first_step(
+    recipe: Recipe, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "StageTrainer", lambda *_, **__: pytest.fail("training has begun"))
+    clips = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    for clip in clips:
+        clip["audio"] = str(manifest.parent / clip["audio"])
+    (tmp_path / "text.wav").write_text("no audio")
+    clips[1]["audio"] = str(tmp_path / "text.wav")
+    path = tmp_path / "dev.jsonl"
+    path.write_text("\n".join(map(json.dumps, clips)), encoding="utf-8")
+    recipe.options["dev"] = [{"path": str(path)}]
+    with pytest.raises(DataError, match=r"1 of the 2 clips to judge by cannot be read: .*text\.wav"):
+        run(recipe)
+
+
 def test_with_a_feature_cache_the_encoder_runs_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe.options["spec_augment"] = {"n_time": 0, "n_frequency": 0}
     run(recipe)
@@ -152,8 +168,12 @@ def test_a_run_on_a_stream(
     monkeypatch.setattr(adapter, "judge", lambda decoder, dataset: Judgement({}))
     path = str(write_fleurs(tmp_path / "fleurs"))
     recipe.options["train"] = [{"set": "fleurs", "path": path, "languages": ["de", "zh"], "split": "train"}]
-    recipe.options.update(streaming=True, shuffle_buffer=4)
+    recipe.options.update(streaming=True, shuffle_buffer=4, min_clip_s=0.7)
     run(recipe)
     assert len(losses_of(recipe)) == 2
-    assert "passed over as it comes" in capfd.readouterr().err
+    assert "passed over as it comes" in (said := capfd.readouterr().err)
+    lines = [json.loads(line) for line in (recipe.output_dir / "log.jsonl").read_text().splitlines()]
+    (told,) = [line["passed_over"] for line in lines if "passed_over" in line]
+    assert set(told) == {"fleurs train: shorter than min_clip_s"}
+    assert f"streams passed over {sum(told.values())} clips (fleurs train: shorter" in said
     assert not list((tmp_path / "cache").rglob("*.arrow"))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from canvas_asr.errors import DataError
 from canvas_asr.manifest import Clip
 from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.training.batches import passed_over_by
 from canvas_asr.training.selection import INFEASIBLE, ClipLimits
 from canvas_asr.training.sources import DataSource
 from canvas_asr.training.speech_data import SpeechDataset
@@ -84,12 +85,11 @@ def test_what_cannot_be_used_is_passed_over_and_counted(
     limits = ClipLimits(max_s=2.0, text_reason=lambda clips: [INFEASIBLE * (c.text == "no") for c in clips])
     dataset = stream(processor, source, limits=limits)
     assert {clip.audio.name for clip in clips_of(dataset, 12)} == {"0.flac"}
-    assert set(dataset.dropped) == {
-        "audio that cannot be read",
-        "no transcript",
-        "longer than max_clip_s",
-        INFEASIBLE,
-    }
+    reasons = ("audio that cannot be read", "no transcript", "longer than max_clip_s", INFEASIBLE)
+    assert set(dataset.dropped) == {f"{source.name}: {reason}" for reason in reasons}
+    told = dict(dataset.dropped)
+    assert passed_over_by([dataset[(0, 0)], {"mel": 0}]).keys() == told.keys()
+    assert not dataset.dropped  # told once
     with pytest.raises(DataError, match=r"none of its first 5 clips can be used \(3 longer than"):
         clips_of(stream(processor, source, limits=ClipLimits(max_s=0.1)), 1)
 

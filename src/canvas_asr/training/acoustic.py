@@ -31,7 +31,7 @@ from .checkpoints import load_trainable_state
 from .judging import Judgement, listening, named_error_rates, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .recipe import Recipe, from_mapping
-from .selection import ClipLimits, read_clips
+from .selection import ClipLimits, check_readable, read_clips
 from .sources import parse_sources
 from .speech_data import SpecAugment, SpeechDataset
 from .stage import Part, Stage, share_of
@@ -263,7 +263,9 @@ def run(recipe: Recipe) -> None:
         spec_augment=options.spec_augment,
         mixture=mixture,
     )
-    dev_set = SpeechDataset(dev.first(options.n_dev), extractor)
+    dev_clips = dev.first(options.n_dev)
+    check_readable(dev_clips)
+    dev_set = SpeechDataset(dev_clips, extractor)
     trainer = StageTrainer(
         model,
         dataset,

@@ -24,7 +24,7 @@ from .adapter_options import AdapterOptions
 from .callbacks import say
 from .feature_cache import FeatureCache
 from .recipe import Recipe
-from .selection import ClipLimits, ClipSet, TextFit, read_clips
+from .selection import ClipLimits, ClipSet, TextFit, check_readable, read_clips
 from .sources import DataSource, parse_sources
 from .speech_data import SpecAugment, SpeechDataset
 from .streaming import StreamDataset
@@ -98,8 +98,9 @@ def read_data(
         dev = read_clips(sources.dev, ClipLimits(options.min_clip_s, options.max_clip_s))
         train = None if options.streaming else read_clips(sources.train, limits)
     dev_clips = dev.first(options.n_dev)
+    check_readable(dev_clips)
     if train is None:
-        say("streamed: what cannot be used is passed over as it comes, and counted by no one beforehand.")
+        say("streamed: what cannot be used is passed over as it comes, and counted at every evaluation.")
         return _streamed(recipe, options, sources, limits, processor, dev_clips)
     _report(train, recipe.output_dir, state)
     features, spec_augment = None, options.spec_augment

@@ -5,6 +5,7 @@ A recipe's batch size is that of a step, however many processes and micro-batche
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from canvas_asr.errors import CanvasASRError
 
 Index = tuple[int, int]
 Collate = Callable[[list[Any]], dict[str, Any]]
+
+PASSED_OVER = "passed_over"  # of an example of a stream: clips left out since the one before, by reason
 
 
 class BatchPlan:
@@ -131,6 +134,7 @@ class RowBatch(NamedTuple):
         names: Of the examples in ``inputs``, for messages.
         failed: Error of each row that could not be made.
         counted: Whether the rows belong to the step.
+        passed_over: Clips that a stream left out meanwhile, by reason.
     """
 
     inputs: dict[str, Any]
@@ -138,6 +142,7 @@ class RowBatch(NamedTuple):
     names: list[str]
     failed: list[str]
     counted: bool
+    passed_over: dict[str, int]
 
 
 class RowDataset(Dataset[Example]):
@@ -172,11 +177,20 @@ class RowCollator:
             [example_name(example.value) for example in made],
             [example.error for example in examples if example.error],
             all(example.row.counted for example in examples),
+            passed_over_by([example.value for example in made]),
         )
 
     def _key(self, row: Row) -> int:
         # 32 bits: a CPU generator of torch takes no more of its seed.
         return int(np.random.SeedSequence((self.seed, row.epoch, row.place)).generate_state(1)[0])
+
+
+def passed_over_by(examples: Sequence[Any]) -> dict[str, int]:
+    """Clips that streams left out on the way to examples, by reason."""
+    counts: Counter[str] = Counter()
+    for example in examples:
+        counts.update(example.get(PASSED_OVER, {}) if isinstance(example, dict) else {})
+    return dict(counts)  # pinning memory copies a Counter by adding to it
 
 
 def example_name(example: Any) -> str:

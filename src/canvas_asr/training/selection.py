@@ -14,7 +14,8 @@ import torch
 
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.encoder import n_audio_tokens
-from canvas_asr.errors import DataError
+from canvas_asr.errors import AudioError, DataError
+from canvas_asr.hub_sets import clip_samples
 from canvas_asr.languages import LANGUAGES
 from canvas_asr.manifest import Clip, write_text
 from canvas_asr.processing import CanvasASRProcessor, pad_ids
@@ -229,3 +230,22 @@ def read_clips(sources: Sequence[DataSource], limits: ClipLimits) -> ClipSet:
         names = ", ".join(source.name for source in sources)
         raise DataError(f"no clips of {limits.min_s} to {limits.max_s} s in {names} (left out: {counts}).")
     return ClipSet(kept, weights, reports)
+
+
+def check_readable(clips: Sequence[Clip]) -> None:
+    """Decode the clips to judge by once, so that none of them fails at the first evaluation.
+
+    Raises:
+        DataError: If some cannot be read, naming the first.
+    """
+    errors = []
+    for clip in clips:
+        try:
+            clip_samples(clip)
+        except AudioError as error:
+            errors.append(str(error))
+    if errors:
+        raise DataError(
+            f"{len(errors)} of the {len(clips)} clips to judge by cannot be read: {errors[0]} "
+            "Mend them or take them out of options.dev."
+        )

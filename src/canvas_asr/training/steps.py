@@ -28,6 +28,7 @@ class StepMaker:
     Attributes:
         names: Names of the examples of each part of the last step.
         counted: Whether each part of the last step has rows of its own.
+        passed_over: Clips that streams left out in this process so far, by reason.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class StepMaker:
         self.stop = stop
         self.names: list[list[str]] = []
         self.counted: list[bool] = []
+        self.passed_over: Counter[str] = Counter()
         self._failed: dict[str, None] = {}  # errors, which name their clips, in order
         self._last_good: RowBatch | None = None
 
@@ -73,6 +75,8 @@ class StepMaker:
         Raises:
             DataError: If too many clips could not be read, or none of the first.
         """
+        for batch in batches:
+            self.passed_over.update(batch.passed_over)
         batches = [self._filled(batch) for batch in batches]
         widths = [batch.inputs["canvas"].shape[1] for batch in batches if "canvas" in batch.inputs]
         n_failed = sum(len(batch.failed) for batch in batches)
@@ -129,6 +133,14 @@ class StepMaker:
             {**batch.inputs, "part": Part(batch.keys, shares)}
             for batch, shares in zip(batches, parts, strict=True)
         ]
+
+    def tell_passed_over(self, step: int) -> None:
+        """Log what streams have left out so far, in all processes together; all of them call it."""
+        counts: Counter[str] = sum(gather_object([self.passed_over]), Counter())
+        if counts and self.accelerator.is_main_process:
+            reasons = "; ".join(f"{reason} {n}" for reason, n in counts.items())
+            say(f"step {step}: streams passed over {counts.total()} clips ({reasons}).")
+            self.run_log.write(step, {"passed_over": dict(counts)})
 
     def _note_failed(self, errors: list[str], step: int) -> None:
         """Log clips that fail for the first time; too many are an error, in all processes alike."""

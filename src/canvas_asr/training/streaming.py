@@ -20,6 +20,7 @@ from canvas_asr.errors import DataError
 from canvas_asr.hub_sets import load_table, stream_clips
 from canvas_asr.manifest import Clip
 
+from .batches import PASSED_OVER
 from .selection import ClipLimits
 from .sources import COMMON_VOICE, DataSource, duration_s, read_source
 from .speech_data import SpeechDataset
@@ -65,16 +66,21 @@ class StreamDataset(Dataset[dict[str, Any]]):
         self.batch_size = batch_size
         self.process = process
         self.n_processes = n_processes
-        self.dropped: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()  # by source and reason, since the last example
         self._clips: Iterator[Clip] | None = None
         self._tables: dict[str, dict[str, Any]] = {}  # opened, by source and configuration
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        """Make the next example; the index gives its augmentation, and the first one the order."""
+        """Make the next example; the index gives its augmentation, and the first one the order.
+
+        ``passed_over`` beside it counts the clips that could not be used since the example before.
+        """
         rng = np.random.default_rng((self.seed, *index))
         if self._clips is None:
             self._clips = self.clips(rng)
-        return self.examples.example(next(self._clips), rng)
+        example = self.examples.example(next(self._clips), rng)
+        passed_over, self.dropped = dict(self.dropped), Counter()
+        return {**example, PASSED_OVER: passed_over}
 
     def clips(self, rng: np.random.Generator) -> Iterator[Clip]:
         """Give clips without end, mixed, shuffled and sorted in runs of a batch."""
@@ -99,11 +105,13 @@ class StreamDataset(Dataset[dict[str, Any]]):
         """Usable clips of a source, again and again."""
         while True:
             n_seen = n_usable = 0
+            unusable: Counter[str] = Counter()
             for clip in self._once(source, rng):
                 n_seen += 1
                 reason = self.limits.reasons([clip], source)[0]
                 if reason:
-                    self.dropped[reason] += 1
+                    unusable[reason] += 1
+                    self.dropped[f"{source.name}: {reason}"] += 1
                 else:
                     n_usable += 1
                     # A weight above 1 of a language repeats its clips, one below passes some over.
@@ -111,7 +119,7 @@ class StreamDataset(Dataset[dict[str, Any]]):
                 if n_seen >= _FIRST_LOOK and not n_usable:
                     break
             if not n_usable:
-                counts = ", ".join(f"{n} {reason}" for reason, n in self.dropped.items()) or "none at all"
+                counts = ", ".join(f"{n} {reason}" for reason, n in unusable.items()) or "none at all"
                 raise DataError(f"{source.name}: none of its first {n_seen} clips can be used ({counts}).")
 
     def _once(self, source: DataSource, rng: np.random.Generator) -> Iterator[Clip]:

@@ -281,6 +281,7 @@ class StageTrainer(Trainer):
                 self.stop.interruptible = False
                 self.model.train()
         self.accelerator.wait_for_everyone()
+        self.make_step.tell_passed_over(self.state.global_step)
         self.log(figures)
         # Trainer clears its wish to evaluate here; without it, the last step is evaluated twice.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
