@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,9 @@ from canvas_asr.evaluation.evaluate import main
 from canvas_asr.evaluation.modes import DEFAULT_SETTINGS, PLAIN, parse_setting
 from canvas_asr.evaluation.systems import Request, Utterance, open_system, settings_of, split_name
 from canvas_asr.manifest import Clip, read_manifest, write_manifest
+from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.transcriber import Transcriber
 
 ENGLISH = Path(__file__).parents[2] / "examples" / "en.flac"
 
@@ -47,6 +51,8 @@ def read(system: Any, *arrays: Any, setting: str = "language=given", language: s
         ("C:\\models\\mine", ("", "C:\\models\\mine")),
         ("pipeline:openai/whisper-small", ("pipeline", "openai/whisper-small")),
         ("pocketsphinx", ("pocketsphinx", "")),
+        ("autoregressive:out/mine", ("autoregressive", "out/mine")),
+        ("stock-generate:tiny", ("stock-generate", "tiny")),
         ("file:/tmp/a:b.txt", ("file", "/tmp/a:b.txt")),
     ],
 )
@@ -88,6 +94,44 @@ def test_unknown_options_are_refused() -> None:
 def test_a_kind_without_a_name() -> None:
     with pytest.raises(CheckpointError, match="pipeline:: says no name; give pipeline:NAME"):
         open_system("pipeline:", "cpu")
+
+
+def test_options_of_decoding_are_checked_before_anything_is_decoded() -> None:
+    settings_of(["tiny"], [parse_setting("canvas=auto,init=draft,steps=1,fusion=0.3,gate=0.95")])
+    with pytest.raises(OptionError, match=r"setting 'acceptance=magic': acceptance is 'magic'; choose"):
+        settings_of(["tiny"], [parse_setting("acceptance=magic")])
+    with pytest.raises(OptionError, match="setting 'steps=0': steps is 0"):
+        settings_of(["tiny"], [parse_setting("steps=0")])
+
+
+# The same weights
+
+
+def test_other_ways_of_decoding_stand_beside_the_canvas(
+    model: CanvasASRModel, processor: CanvasASRProcessor
+) -> None:
+    clips = [tones(0.9, 1), tones(0.5, 2), tones(1.3, 3)]
+
+    def opened(kind: str) -> Any:
+        return open_system(f"{kind}:mine", None, lambda *_: Transcriber(model, processor))
+
+    written = read(opened("autoregressive"), *clips, setting="max_tokens=4")
+    assert {reading.passes for reading in written} == {4}
+    assert all(reading.truncated and reading.language and reading.seconds > 0 for reading in written)
+    alone = read(opened("autoregressive"), clips[1], setting="max_tokens=4")[0]
+    assert alone.text == written[1].text
+    stock = read(opened("stock-generate"), *clips, setting="steps=2,canvas=8")
+    assert [reading.passes for reading in stock] == [2, 2, 2]
+    assert stock == [
+        replace(one, seconds=before.seconds)
+        for one, before in zip(
+            read(opened("stock-generate"), *clips, setting="steps=2,canvas=8"), stock, strict=True
+        )
+    ]
+    with pytest.raises(OptionError, match="setting 'steps=0': steps is 0; give a whole number of at least 1"):
+        read(opened("stock-generate"), *clips, setting="steps=0")
+    with pytest.raises(OptionError, match="stock generate is not told the language"):
+        read(opened("stock-generate"), *clips)
 
 
 # transformers

@@ -94,7 +94,11 @@ def test_a_set_of_empty_references_is_said_to_have_no_rate(tmp_path, capsys):
         (["--modes", "noise-9"], "unknown setting 'noise-9'"),
         (
             ["--setting", "strategy=magic"],
-            "setting 'strategy=magic': unknown option 'strategy'; tiny has init, steps",
+            "setting 'strategy=magic': unknown option 'strategy'; tiny has steps, init, canvas",
+        ),
+        (
+            ["--setting", "acceptance=magic"],
+            "setting 'acceptance=magic': acceptance is 'magic'; choose",
         ),
         (["--metric", "bleu"], "unknown metric 'bleu': use primary or one of raw_wer"),
         (["--against", "noise-3"], "--against: no setting 'noise-3': use one of draft, "),

@@ -7,7 +7,7 @@ one of its set and language: a model that listens must fail there. Some have nam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -48,25 +48,12 @@ class TranscriptLike(Protocol):
 class Recogniser(Protocol):
     """The model side (`canvas_asr.Transcriber` has it)."""
 
-    def transcribe_arrays(
-        self,
-        arrays: Sequence[Samples],
-        *,
-        init: str,
-        steps: int,
-        language: str | None,
-        batch_size: int,
-        seed: int,
-    ) -> Sequence[TranscriptLike]:
-        """Transcribe 16 kHz mono clips and return one transcript for each, in order.
+    @property
+    def transcribe_arrays(self) -> Callable[..., Sequence[TranscriptLike]]:
+        """Transcribes 16 kHz mono clips, (n,) each, and returns one transcript for each, in order.
 
-        Args:
-            arrays: Samples, (n,) each.
-            init: "noise" or "draft": what the canvas starts from.
-            steps: Denoising passes; 0, only with "draft", asks for the draft as it is.
-            language: Code, or None to detect it.
-            batch_size: Clips a batch.
-            seed: Of the canvas noise.
+        By keyword it takes ``language`` (None to detect it), ``batch_size``, ``seed``, and the options of a
+        setting.
         """
 
 

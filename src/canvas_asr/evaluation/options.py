@@ -13,8 +13,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="tiny, a folder or a name on the hub; pipeline:NAME (transformers), faster-whisper:NAME, "
-        "pocketsphinx, or file:PATH with hypotheses made elsewhere",
+        help="tiny, a folder or a name on the hub; the same weights decoded otherwise: autoregressive:MODEL, "
+        "stock-generate:MODEL; pipeline:NAME (transformers), faster-whisper:NAME, pocketsphinx, or file:PATH "
+        "with hypotheses made elsewhere",
     )
     _add_what(parser.add_argument_group("what is read"))
     _add_how(parser.add_argument_group("how"))
@@ -54,8 +55,8 @@ def _add_how(how: Any) -> None:
         action="extend",
         default=[],
         metavar="SETTING",
-        help="options of decoding as in steps=8,init=noise, also language=given and audio=shuffled; or a "
-        "name: draft, noise-8, from-draft-1, ... (default: each model's usual ones)",
+        help="options of decoding as in steps=8,init=noise,canvas=auto, also language=given and "
+        "audio=shuffled; or a name: draft, noise-8, from-draft-1, ... (default: each model's usual ones)",
     )
     how.add_argument("--batch-size", type=int, default=16, help="clips a batch (default 16)")
     how.add_argument("--seed", type=int, default=0, help="of noise, shuffling and bootstrap (default 0)")

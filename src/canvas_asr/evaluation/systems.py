@@ -2,6 +2,8 @@
 
 ==========================  =================================================================================
 ``tiny``, a folder, a name  what `canvas_asr.load` takes
+``autoregressive:MODEL``    such a model, decoded token by token by its causal side
+``stock-generate:MODEL``    such a model, decoded by ``generate`` of `transformers`
 ``pipeline:NAME``           any speech recognition pipeline of `transformers`, by name on the hub or folder
 ``faster-whisper:NAME``     a Whisper model in faster-whisper, if that is installed
 ``pocketsphinx``            its English model, which comes with its wheel, if that is installed
@@ -11,13 +13,14 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
 from ..errors import CheckpointError, OptionError
+from ..options import DecodingOptions
 from .modes import DEFAULT_SETTINGS, PLAIN, Recogniser, Samples, Setting, TranscriptLike
 
 LoadModel = Callable[[str, "str | None"], Recogniser]
@@ -94,6 +97,7 @@ class Kind:
             given.
         languages: Which it knows; None: any.
         defaults: Settings where none is asked for.
+        check: Raises OptionError for a setting whose values no system of the kind can follow.
     """
 
     options: tuple[str, ...] = ()
@@ -101,16 +105,28 @@ class Kind:
     hears: bool = True
     languages: tuple[str, ...] | None = None
     defaults: tuple[Setting, ...] = (PLAIN,)
+    check: Callable[[Setting], None] = lambda setting: None
 
 
 @cache
 def _canvas_kind() -> Kind:
-    common = ("self", "arrays", "language", "batch_size", "seed")
-    options = inspect.signature(Recogniser.transcribe_arrays).parameters
-    return Kind(tuple(name for name in options if name not in common), True, defaults=DEFAULT_SETTINGS)
+    names = (field.name for field in dataclasses.fields(DecodingOptions))
+    options = tuple(name for name in names if name not in ("language", "seed"))
+    return Kind(options, True, defaults=DEFAULT_SETTINGS, check=_check_decoding)
+
+
+def _check_decoding(setting: Setting) -> None:
+    """Raise OptionError for options that no model of this package can follow, naming the setting."""
+    options: dict[str, Any] = dict(setting.options)
+    try:
+        DecodingOptions(**options)
+    except OptionError as error:
+        raise OptionError(f"setting {setting.name!r}: {error}") from error
 
 
 BASELINES = {
+    "autoregressive": Kind(("max_tokens",)),
+    "stock-generate": Kind(("steps", "canvas")),
     "pipeline": Kind(("num_beams", "max_new_tokens")),
     "faster-whisper": Kind(("beam_size", "temperature", "vad_filter")),
     "pocketsphinx": Kind(languages=("en",)),
@@ -134,8 +150,8 @@ def settings_of(models: Sequence[str], settings: Sequence[Setting]) -> dict[str,
     """Which settings each model is asked in: those whose options it has, or its own where there are none.
 
     Raises:
-        OptionError: If no model has an option of a setting, or a setting starts from a draft and no model has
-            a draft head.
+        OptionError: If no model has an option of a setting, a value is impossible, or a setting starts from a
+            draft and no model has a draft head.
     """
     kinds = {model: kind_of(model) for model in models}
     for setting in settings:
@@ -146,6 +162,8 @@ def settings_of(models: Sequence[str], settings: Sequence[Setting]) -> dict[str,
     for model, kind in kinds.items():
         fitting = [setting for setting in settings if _fits(setting, kind)]
         chosen[model] = fitting or list(kind.defaults if not settings else (PLAIN,))
+        for setting in chosen[model]:
+            kind.check(setting)
     return chosen
 
 
@@ -185,6 +203,8 @@ def open_system(model: str, device: str | None, load_model: LoadModel = load_can
         return _Canvas(model, load_model(model, device))
     if not name and kind != "pocketsphinx":
         raise CheckpointError(f"{model}: says no name; give {kind}:NAME")
+    if kind in ("autoregressive", "stock-generate"):
+        return _same_weights(kind, load_model(name, device))
     from . import baselines
 
     makers: dict[str, Callable[[], System]] = {
@@ -194,6 +214,15 @@ def open_system(model: str, device: str | None, load_model: LoadModel = load_can
         "file": lambda: baselines.HypothesisFile(name),
     }
     return makers[kind]()
+
+
+def _same_weights(kind: str, recogniser: Recogniser) -> System:
+    from ..transcriber import Transcriber
+    from .same_weights import Autoregressive, StockGenerate
+
+    if not isinstance(recogniser, Transcriber):
+        raise CheckpointError(f"{kind}: needs a model of this package")
+    return Autoregressive(recogniser) if kind == "autoregressive" else StockGenerate(recogniser)
 
 
 class _Canvas:
