@@ -98,10 +98,11 @@ def steps_of(run: Run, options: argparse.Namespace) -> int:
 def common_values(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     """Give what all runs of a stage have in common beside their recipe."""
     if stage == "text":
+        n = options.text_steps
         return {
             "options.init": options.text_init,
-            "training.max_steps": options.text_steps,
-            "training.eval_steps": options.text_steps,
+            "training.max_steps": n,
+            "training.eval_steps": n if n % 3 else n // 3,
         }
     return {
         "options.backbone": options.backbone,
@@ -165,32 +166,34 @@ def last_figures(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def logged(run: str, before: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a run has logged, and the one that it starts from, by seed; seeds not begun are left out."""
+    found = []
+    for seed in options.seeds:
+        own, earlier = (options.work / f"{name}-seed{seed}" / "log.jsonl" for name in (run, before or run))
+        record = {
+            "seed": seed,
+            "before": read_points(earlier) if before else [],
+            "points": read_points(own),
+            "losses": read_losses(own),
+        }
+        if record["before"] or record["losses"]:
+            found.append(record)
+    return found
+
+
 def collect(name: str, runs: Mapping[str, Run], options: argparse.Namespace, command: str) -> dict[str, Any]:
     """Gather what the runs of an experiment have logged so far, and write its JSON file."""
     experiment: Experiment = EXPERIMENTS[name]
-    arms = {}
-    for label, run in experiment.arms.items():
-        folders = {seed: options.work / f"{run}-seed{seed}" for seed in options.seeds}
-        before = runs[run].after
-        arms[label] = {
+    arms = {
+        label: {
             "run": run,
             "differs_by": dict(runs[run].values),
-            "starts_from": before or None,
-            "before": [
-                point
-                for seed in (options.seeds if before else ())
-                for point in read_points(options.work / f"{before}-seed{seed}" / "log.jsonl")[-1:]
-            ],
-            "runs": [
-                {
-                    "seed": seed,
-                    "points": read_points(folder / "log.jsonl"),
-                    "losses": read_losses(folder / "log.jsonl"),
-                }
-                for seed, folder in folders.items()
-                if (folder / "log.jsonl").is_file()
-            ],
+            "starts_from": runs[run].after or None,
+            "runs": logged(run, runs[run].after, options),
         }
+        for label, run in experiment.arms.items()
+    }
     content = {
         "experiment": name,
         "title": experiment.title,
@@ -301,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         help=", ".join([*EXPERIMENTS, PASSES]))  # fmt: skip
     add("--steps", type=int, default=600, help="of every run of the adapter stage (default 600)")
     add("--eval-steps", type=int, default=100, help="steps between evaluations (default 100)")
-    add("--text-steps", type=int, default=200, help="of every run of the text stage (default 200)")
+    add("--text-steps", type=int, default=150, help="of every run of the text stage (default 150)")
     add("--clips", type=int, default=2400, help="clips of the runs in one language (default 2400)")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--backbone", default=str(tiny / "text_short" / "backbone"), help="frozen, of all runs")

@@ -45,7 +45,7 @@ def draw_panel(axes: Axes, panel: Mapping[str, Any], content: Mapping[str, Any])
                 [s / per_unit for s in steps], [scale * v for v in values], color=colour, lw=0.7, alpha=0.5
             )
         steps, values = mean_series(runs, panel["figure"])
-        marker = "o" if panel["source"] == "points" else None
+        marker = None if panel["source"] == "losses" else "o"
         axes.plot(
             [step / per_unit for step in steps],
             [scale * value for value in values],
@@ -55,7 +55,8 @@ def draw_panel(axes: Axes, panel: Mapping[str, Any], content: Mapping[str, Any])
             ms=3.5,
             label=label if steps else None,
         )
-    axes.set_xlabel("epoch" if content["steps_per_epoch"] else "adapter training step")
+    stage = "text" if panel["source"] == "before" else "adapter"
+    axes.set_xlabel("epoch" if content["steps_per_epoch"] else f"{stage} training step")
     axes.set_ylabel(panel["label"] + (", %" if panel["percent"] and "points" not in panel["label"] else ""))
     axes.grid(alpha=0.3)
 

@@ -37,7 +37,8 @@ class Panel:
     """One set of axes.
 
     Attributes:
-        source: ``points`` (evaluations) or ``losses`` (log lines).
+        source: ``points`` (evaluations), ``losses`` (log lines), or ``before``: evaluations of the run that
+            an arm starts from.
         figure: Name of the figure there.
         label: Of the axis.
         percent: Whether it is a share.
@@ -99,7 +100,12 @@ EXPERIMENTS = {
     "noise": Experiment(
         "Random tokens against absorbing masks",
         {"random tokens": "random", "masks": "masks"},
-        (NOISE8, Panel("points", "noise1", "error rate, 1 pass from noise"), GAP),
+        (
+            Panel("before", "wer_en", "WER of repaired text, 8 passes"),
+            Panel("before", "wer_en_1pass", "WER of repaired text, 1 pass"),
+            NOISE8,
+            GAP,
+        ),
     ),
     "front-end": Experiment(
         "Audio encoder against raw waveform",
@@ -145,6 +151,7 @@ def table(places: Places) -> dict[str, Run]:
         f"options.objective.corruption.{kind}": float(kind == "uniform")
         for kind in ("uniform", "draft", "predictions", "edits")
     }
+    by_spikes = {**english, **alone, "options.model.audio_positions": "spikes"}
     masks = {"options.objective.corruption.mask_id": MASK_ID}
     from_backbone = {"options.backbone": "backbone"}
     return {
@@ -158,9 +165,9 @@ def table(places: Places) -> dict[str, Run]:
         "waveform": Run({**english, **waveform}),
         "text-random": Run(stage="text"),
         "text-masks": Run(masks, "text"),
-        "random": Run({**english, **alone}, after="text-random", takes=from_backbone),
+        "random": Run(by_spikes, after="text-random", takes=from_backbone),
         "masks": Run(
-            {**english, **alone, **masks, "options.model.mask_token_id": MASK_ID},
+            {**by_spikes, **masks, "options.model.mask_token_id": MASK_ID},
             after="text-masks",
             takes=from_backbone,
         ),

@@ -223,7 +223,7 @@ def test_every_experiment_at_toy_size(
         assert content["last"]["step"] == 1
         assert all(len(arm["runs"]) == 1 for arm in content["arms"].values())
     assert "ctc" not in stored["ctc"]["arms"]["CTC loss off"]["runs"][0]["losses"][0]
-    assert "wer_en" in stored["noise"]["arms"]["masks"]["before"][0]
+    assert "wer_en" in stored["noise"]["arms"]["masks"]["runs"][0]["before"][0]
     configs = {
         name: load_configuration(tmp_path / "work" / f"{name}-seed0" / "checkpoint")
         for name in ("masks", "no-lora", "waveform", "english")
