@@ -7,6 +7,7 @@ before it, and the decoder's mask leaves it out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -148,6 +149,20 @@ def select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     return selected
 
 
+def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """Put the rows of caches behind each other, padded to the longest, as a cache of its own."""
+    layers = [keys_values(cache) for cache in caches]
+    longest = max(pairs[0][0].shape[-2] for pairs in layers)
+    joined = DynamicCache()
+    for index, pairs in enumerate(zip(*layers, strict=True)):
+        keys, values = (
+            torch.cat([nn.functional.pad(part, (0, 0, 0, longest - part.shape[-2])) for part in parts])
+            for parts in zip(*pairs, strict=True)
+        )
+        joined.update(keys, values, index)
+    return joined
+
+
 def denoise(
     backbone: DiffusionGemmaForBlockDiffusion,
     canvas: Tensor,
@@ -217,7 +232,11 @@ def output_logits(
     """
     logits: Tensor = backbone.lm_head(hidden)
     cap = backbone.final_logit_softcapping
-    return torch.tanh(logits / cap) * cap if softcap and cap else logits
+    if not (softcap and cap):
+        return logits
+    if torch.is_grad_enabled():
+        return torch.tanh(logits / cap) * cap
+    return logits.div_(cap).tanh_().mul_(cap)  # the same, without two more tensors of that size
 
 
 def soft_embed(backbone: DiffusionGemmaForBlockDiffusion, logits: Tensor) -> Tensor:

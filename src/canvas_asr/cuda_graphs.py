@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from .backbone import crop_cache, encode_prefix, keys_values
-from .sampler import CanvasReading, Vocabulary, read_pass
+from .canvas import CanvasReading, Evidence, Vocabulary
+from .sampler import read_pass
 
 Output = TypeVar("Output")
 
@@ -65,11 +66,33 @@ class Recording(Generic[Output]):
 
 @dataclass
 class _Canvas:
-    """Fixed inputs of one canvas length and its passes, by whether they make a soft signal."""
+    """Fixed inputs of one canvas length and its passes, by what they read and are given."""
 
     canvas: Tensor
     soft: Tensor
-    passes: dict[bool, Recording[CanvasReading]] = field(default_factory=dict)
+    n_canvas: Tensor
+    evidence: Evidence | None = None
+    passes: dict[tuple[bool, bool, bool], Recording[CanvasReading]] = field(default_factory=dict)
+
+    def fill(
+        self, canvas: Tensor, soft: Tensor | None, n_canvas: Tensor | None, evidence: Evidence | None
+    ) -> None:
+        """Copy what a pass is given to where its recording reads it."""
+        self.canvas.copy_(canvas)
+        if soft is None:
+            self.soft.zero_()
+        else:
+            self.soft.copy_(soft)
+        if n_canvas is None:
+            self.n_canvas.fill_(canvas.shape[1])
+        else:
+            self.n_canvas.copy_(n_canvas)
+        if evidence is None:
+            return
+        if self.evidence is None:
+            self.evidence = Evidence(torch.empty_like(evidence.tokens), torch.empty_like(evidence.weights))
+        self.evidence.tokens.copy_(evidence.tokens)
+        self.evidence.weights.copy_(evidence.weights)
 
 
 @dataclass
@@ -81,6 +104,7 @@ class _Shape:
     positions: Tensor | None = None
     encode: Recording[tuple[Tensor, DynamicCache]] | None = None
     cache: DynamicCache | None = None
+    held: DynamicCache | None = None  # what the cache was copied from
     n_prompt: Tensor | None = None
     canvases: dict[int, _Canvas] = field(default_factory=dict)
 
@@ -156,6 +180,9 @@ class GraphedBackbone:
         soft: Tensor | None,
         *,
         wants_soft: bool,
+        wants_entropy: bool = False,
+        n_canvas: Tensor | None = None,
+        evidence: Evidence | None = None,
         canvas_start: int | None = None,
     ) -> CanvasReading:
         """See :func:`canvas_asr.sampler.read_pass`; a model's ``canvas_start`` is always the same.
@@ -175,15 +202,12 @@ class GraphedBackbone:
         if length not in shape.canvases:
             weight = backbone.lm_head.weight
             signal = weight.new_zeros(n_batch, length, weight.shape[1])
-            shape.canvases[length] = _Canvas(torch.empty_like(canvas), signal)
+            shape.canvases[length] = _Canvas(torch.empty_like(canvas), signal, torch.empty_like(n_prompt))
         inputs = shape.canvases[length]
-        inputs.canvas.copy_(canvas)
-        if soft is None:
-            inputs.soft.zero_()
-        else:
-            inputs.soft.copy_(soft)
-        if wants_soft not in inputs.passes:
-            inputs.passes[wants_soft] = Recording(
+        inputs.fill(canvas, soft, n_canvas, evidence)
+        kind = (wants_soft, wants_entropy, evidence is not None)
+        if kind not in inputs.passes:
+            inputs.passes[kind] = Recording(
                 lambda: read_pass(
                     backbone,
                     inputs.canvas,
@@ -192,12 +216,15 @@ class GraphedBackbone:
                     ours,
                     inputs.soft,
                     wants_soft=wants_soft,
+                    wants_entropy=wants_entropy,
+                    n_canvas=inputs.n_canvas,
+                    evidence=inputs.evidence if kind[2] else None,
                     canvas_start=canvas_start,
                 ),
                 self.device,
                 shape.pool,
             )
-        return inputs.passes[wants_soft].replay()
+        return inputs.passes[kind].replay()
 
     def _hold(self, shape: _Shape, prefix: DynamicCache) -> DynamicCache:
         """Give the cache that the passes of a shape read, at fixed addresses, with what ``prefix`` holds."""
@@ -206,8 +233,11 @@ class GraphedBackbone:
             own = recorded is not None and recorded[1] is prefix
             length = keys_values(prefix)[0][0].shape[-2]
             shape.cache = prefix if own else crop_cache(prefix, length)
-        if prefix is not shape.cache:
+        if prefix is shape.cache:
+            shape.held = None
+        elif prefix is not shape.held:
             for ours, theirs in zip(keys_values(shape.cache), keys_values(prefix), strict=True):
                 ours[0].copy_(theirs[0])
                 ours[1].copy_(theirs[1])
+            shape.held = prefix
         return shape.cache

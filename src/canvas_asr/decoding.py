@@ -1,46 +1,39 @@
-"""From features and options to token ids, text and confidence: one batch, one canvas a clip."""
+"""From features and options to token ids, text and confidence.
+
+:class:`CanvasDecoder` decodes one batch, one canvas a clip; :class:`ClipBatch` is a batch that clips join and
+leave between passes.
+"""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
-from .backbone import fuse_norms
+from .backbone import fuse_norms, select_cache
+from .canvas import Vocabulary
+from .canvas_batch import CanvasBatch, FinishedCanvas
+from .canvas_rows import CanvasRow
+from .ctc import Draft
 from .cuda_graphs import GraphedBackbone
+from .drafts import DraftReader
 from .errors import OptionError
 from .modeling import CanvasASRModel
+from .options import AUTO, DecodingOptions
 from .processing import CanvasASRProcessor, pad_ids
-from .sampler import SamplerConfig, SamplerOutput, Vocabulary, read_pass, sample
+from .result import Decoded
+from .sampler import read_pass
+from .strategies import sampler_config
+from .strategies.candidates import least_risk
+from .strategies.starts import fit_canvas
 
-
-@dataclass(frozen=True)
-class Decoded:
-    """What was read from one clip.
-
-    Attributes:
-        ids: Text token ids, without tag and end token.
-        confidences: Probability of each in the last pass; for the draft alone, see :func:`ctc_confidences`.
-        language: Code; empty where the checkpoint's canvas carries no tag and none was given.
-        language_confidence: Probability of the language among those the checkpoint knows.
-        draft: Token ids of the greedy CTC reading.
-        passes: Denoising passes used.
-        truncated: Whether the text filled the canvas, so that some of it may be missing.
-    """
-
-    ids: list[int]
-    confidences: list[float]
-    language: str
-    language_confidence: float
-    draft: list[int]
-    passes: int
-    truncated: bool
+OnDraft = Callable[[list[list[int]]], None]
 
 
 @dataclass(frozen=True)
@@ -62,56 +55,6 @@ class Prefix:
     positions: Tensor | None
 
 
-def greedy_ctc(logits: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
-    """Best-path CTC reading of logits (B, A, V): see :func:`merge_labels`."""
-    return merge_labels(logits.argmax(-1), n_states, blank)
-
-
-def merge_labels(labels: Tensor, n_states: Tensor, blank: int) -> list[list[int]]:
-    """Read a CTC path: repeats merged, blanks dropped.
-
-    Args:
-        labels: Likeliest id of each state, (B, A) int64.
-        n_states: Valid states, (B,) int64.
-        blank: Id of the blank.
-
-    Returns:
-        Token ids of each row.
-    """
-    readings = []
-    for row, n in zip(labels.tolist(), n_states.tolist(), strict=True):
-        path = row[:n]
-        readings.append([t for i, t in enumerate(path) if t != blank and (i == 0 or t != path[i - 1])])
-    return readings
-
-
-def ctc_confidences(logits: Tensor, n_states: Tensor, blank: int) -> list[list[float]]:
-    """Probability of each token of :func:`greedy_ctc`: the highest among the states merged to it.
-
-    Args:
-        logits: (B, A, V).
-        n_states: Valid states, (B,) int64.
-        blank: Id of the blank.
-
-    Returns:
-        One list a row, as long as the reading.
-    """
-    paths = logits.argmax(-1)
-    best = logits.softmax(dim=-1).gather(-1, paths[..., None])[..., 0]
-    rows = []
-    for path, probabilities, n in zip(paths.tolist(), best.tolist(), n_states.tolist(), strict=True):
-        found: list[float] = []
-        for i, (token, probability) in enumerate(zip(path[:n], probabilities[:n], strict=True)):
-            if token == blank:
-                continue
-            if i and token == path[i - 1]:
-                found[-1] = max(found[-1], probability)
-            else:
-                found.append(probability)
-        rows.append(found)
-    return rows
-
-
 def text_vocabulary(
     tokenizer: PreTrainedTokenizerBase, size: int, tags: Sequence[int], mask: int | None = None
 ) -> Vocabulary:
@@ -121,7 +64,7 @@ def text_vocabulary(
         tokenizer: The backbone's.
         size: V of the backbone.
         tags: Ids of the language tags.
-        mask: See :class:`~canvas_asr.sampler.Vocabulary`.
+        mask: See :class:`~canvas_asr.canvas.Vocabulary`.
     """
     text = torch.zeros(size, dtype=torch.bool)
     text[: len(tokenizer)] = True
@@ -161,21 +104,17 @@ class CanvasDecoder:
             fuse_norms(model.backbone)
             self.graphs = GraphedBackbone(model.backbone, self.vocabulary)
 
-    @torch.no_grad()
     def __call__(
         self,
         mel: Tensor,
         n_mel: Tensor,
         *,
         clip_keys: Sequence[int] | None = None,
-        steps: int = 8,
-        init: str = "noise",
-        canvas_length: int | None = None,
-        seed: int = 0,
-        language: str | None = None,
+        canvas_length: int | str | None = None,
         drafts: Sequence[Sequence[int]] | None = None,
-        on_draft: Callable[[list[list[int]]], None] | None = None,
+        on_draft: OnDraft | None = None,
         on_pass: Callable[[int, Tensor], None] | None = None,
+        **options: Any,
     ) -> list[Decoded]:
         """Decode one batch.
 
@@ -183,47 +122,62 @@ class CanvasDecoder:
             mel: Log-mel features, (B, n_mels, T_mel), right-padded.
             n_mel: Valid mel frames, (B,) int64.
             clip_keys: A clip's noise is drawn from (seed, key); None: from how many mel frames it has.
-            steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
-            init: ``noise`` or ``draft``.
-            canvas_length: Tokens of the canvas; None takes the checkpoint's.
-            seed: Of the noise.
-            language: Code of all clips; None finds it.
+            canvas_length: ``canvas`` of the options.
             drafts: Token ids to start from in place of the CTC reading, for ``init="draft"``.
             on_draft: Called before the first pass with the greedy CTC readings.
-            on_pass: Called after each pass with its number and the canvas.
+            on_pass: Called after each pass with its number and the canvases (B, C); those that are done stay
+                as they were.
+            options: See :class:`~canvas_asr.options.DecodingOptions`.
 
         Returns:
             One result a clip.
 
         Raises:
-            OptionError: If an option is out of range or the language is unknown.
+            OptionError: If an option is out of range, or the model cannot follow it.
         """
-        options = self.options(
-            steps=steps, init=init, canvas_length=canvas_length, seed=seed, language=language
-        )
-        tag = None if language is None else self.languages.get(language)
-        tokens, n_audio = self.model.audio_tokens(mel, n_mel)
-        ctc = self.model.ctc_logits(tokens)
-        readings = greedy_ctc(ctc, n_audio, self.config.blank_token_id)
-        if on_draft is not None:
-            on_draft(readings)
-        if options is None:
-            return self._drafts_alone(ctc, n_audio, readings, language)
-        run_pass = self.graphs.read_pass if self.graphs else read_pass
-        prefix = self.prefix(tokens, n_audio, ctc)
-        output = sample(
-            self.model.backbone,
-            prefix.cache,
-            prefix.n_prompt,
-            self.vocabulary,
-            options,
-            clip_keys=n_mel.tolist() if clip_keys is None else clip_keys,
-            tags=[tag] * len(mel),
-            drafts=readings if drafts is None else drafts,
-            on_pass=on_pass,
-            run_pass=partial(run_pass, canvas_start=self.canvas_start),
-        )
-        return self._results(output, readings, language)
+        batch = self.open(DecodingOptions(canvas=canvas_length, **options))
+        batch.add(mel, n_mel, range(len(mel)), clip_keys=clip_keys, drafts=drafts, on_draft=on_draft)
+        results: dict[Any, Decoded] = dict(batch.take())
+        shown = None
+        step = 0
+        while len(batch):
+            batch.run_pass()
+            step += 1
+            if on_pass is not None:
+                keys, _, canvas = batch.shown()
+                if shown is None:
+                    shown = self._answers(results, len(mel), canvas)
+                shown = shown.index_copy(0, torch.tensor(keys, device=canvas.device), canvas)
+                on_pass(step, shown)
+            results.update(batch.take())
+        return [results[place] for place in range(len(mel))]
+
+    def _answers(self, results: dict[Any, Decoded], n_clips: int, like: Tensor) -> Tensor:
+        """Canvases (B, C) of clips that were answered without a pass; empty where there is no answer yet."""
+        canvas = like.new_full((n_clips, like.shape[1]), self.vocabulary.eos)
+        for place in range(n_clips):
+            if place in results:
+                ids = results[place].ids[: like.shape[1]]
+                canvas[place, : len(ids)] = like.new_tensor(ids)
+        return canvas
+
+    def open(self, options: DecodingOptions) -> ClipBatch:
+        """Give an empty batch that decodes as the options say.
+
+        Raises:
+            OptionError: If the model cannot follow them.
+        """
+        config = self.config
+        if isinstance(options.canvas, int) and options.canvas > config.max_canvas_length:
+            raise OptionError(
+                f"canvas is {options.canvas} tokens; this model allows at most {config.max_canvas_length}."
+            )
+        language = options.language
+        if language is not None and self.languages and language not in tuple(self.languages):
+            raise OptionError(f"language is {language!r}; this model knows {', '.join(self.languages)}.")
+        if options.needs_draft and not config.has_draft:
+            raise OptionError(f"{options.needs_draft} needs a CTC draft, and this model has no draft head.")
+        return ClipBatch(self, options)
 
     def prefix(self, tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> Prefix:
         """Encode the prompts around audio tokens (B, A, D) with CTC logits (B, A, V)."""
@@ -236,85 +190,193 @@ class CanvasDecoder:
         hidden, cache = encode_prefix(embeds, positions)
         return Prefix(cache, n_prompt, prompts, hidden, positions)
 
-    def _drafts_alone(
-        self, ctc: Tensor, n_audio: Tensor, readings: list[list[int]], language: str | None
-    ) -> list[Decoded]:
-        """Greedy readings of CTC logits (B, A, V) as results of no pass."""
-        confidences = ctc_confidences(ctc.float(), n_audio, self.config.blank_token_id)
-        return [
-            Decoded(ids, sure, language or "", float(bool(language)), ids, 0, False)
-            for ids, sure in zip(readings, confidences, strict=True)
-        ]
-
-    def options(
-        self, *, steps: int, init: str, canvas_length: int | None, seed: int, language: str | None
-    ) -> SamplerConfig | None:
-        """Check options before any audio is read.
-
-        Returns:
-            How to sample; None where the draft is asked for as it is.
-
-        Raises:
-            OptionError: If an option is out of range, no whole number where one is needed, or the language is
-                unknown.
-        """
-        config = self.config
-        length = config.canvas_length if canvas_length is None else canvas_length
-        for name, value in (("steps", steps), ("canvas", length), ("seed", seed)):
-            try:
-                operator.index(value)
-            except TypeError as error:
-                raise OptionError(f"{name} is {value!r}; give a whole number.") from error
-        if length > config.max_canvas_length:
-            raise OptionError(
-                f"canvas is {length} tokens; this model allows at most {config.max_canvas_length}."
-            )
-        if language is not None and self.languages and language not in tuple(self.languages):
-            raise OptionError(f"language is {language!r}; this model knows {', '.join(self.languages)}.")
-        # Checked like one pass: a wrong canvas or start is an error for the draft too.
-        draft_only = steps == 0 and init == "draft"
-        options = SamplerConfig(1 if draft_only else steps, length, init, seed)
-        return None if draft_only else options
-
     def text_span(self, ids: list[int]) -> slice:
         """Where the text of a canvas lies: behind the language tag, before the first end token."""
         start = 1 if self.languages and ids[0] != self.vocabulary.eos else 0
         end = ids.index(self.vocabulary.eos) if self.vocabulary.eos in ids else len(ids)
         return slice(start, end)
 
-    def _results(
-        self, output: SamplerOutput, readings: list[list[int]], language: str | None
-    ) -> list[Decoded]:
-        """Read denoised canvases, each beside its draft."""
-        return [
-            self._result(ids, confidence, tags, draft, output.passes, language)
-            for ids, confidence, tags, draft in zip(
-                output.canvas.tolist(),
-                output.confidence.tolist(),
-                output.tag_probabilities.tolist(),
-                readings,
-                strict=True,
-            )
-        ]
+    def result(self, finished: FinishedCanvas, draft: Sequence[int], language: str | None) -> Decoded:
+        """Read a denoised canvas.
 
-    def _result(
-        self,
-        ids: list[int],
-        confidence: list[float],
-        tags: list[float],
-        draft: list[int],
-        passes: int,
-        language: str | None,
-    ) -> Decoded:
+        Args:
+            finished: The canvas.
+            draft: Greedy CTC reading of its clip.
+            language: Code that was given.
+        """
+        ids, tags = finished.canvas.tolist(), finished.tag_probabilities.tolist()
         span = self.text_span(ids)
         best = max(range(len(tags)), key=tags.__getitem__) if tags else -1
-        found = list(self.languages)[best] if tags else language or ""
         return Decoded(
             ids=ids[span],
-            confidences=confidence[span],
-            language=found,
+            confidences=finished.confidence.tolist()[span],
+            language=list(self.languages)[best] if tags else language or "",
             language_confidence=tags[best] if tags else float(bool(language)),
-            draft=draft,
-            passes=passes,
+            draft=list(draft),
+            passes=finished.passes,
             truncated=span.stop == len(ids),
         )
+
+
+@dataclass
+class _Clip:
+    """A clip on its way: its draft, and its candidates that are done."""
+
+    draft: Sequence[int]
+    candidates: dict[int, Decoded] = field(default_factory=dict)
+
+
+class ClipBatch:
+    """Clips being decoded; :meth:`CanvasDecoder.open` makes one.
+
+    Between passes clips may be added, and those that are done be taken out. What a clip gives does not depend
+    on the others.
+    """
+
+    def __init__(self, decoder: CanvasDecoder, options: DecodingOptions) -> None:
+        """Start without clips.
+
+        Args:
+            decoder: Its model, and how its prompts are encoded.
+            options: Checked against the model.
+        """
+        self.decoder = decoder
+        self.options = options
+        graphs = decoder.graphs
+        length = options.canvas if isinstance(options.canvas, int) else decoder.config.canvas_length
+        self._length = None if options.canvas == AUTO else length
+        # For the draft alone the number of passes plays no part.
+        self._config = sampler_config(replace(options, steps=max(1, options.steps)), length)
+        run_pass = graphs.read_pass if graphs else read_pass
+        self._reader = DraftReader(
+            decoder.model.backbone, decoder.vocabulary, decoder.config.blank_token_id, options
+        )
+        self._canvases = CanvasBatch(
+            decoder.model.backbone,
+            decoder.vocabulary,
+            self._config,
+            partial(run_pass, canvas_start=decoder.canvas_start),
+            compact=graphs is None,
+        )
+        self._clips: dict[Any, _Clip] = {}
+        self._finished: list[tuple[Any, Decoded]] = []
+
+    def __len__(self) -> int:
+        """Count the clips that need further passes."""
+        return len(self._clips)
+
+    @torch.no_grad()
+    def add(
+        self,
+        mel: Tensor,
+        n_mel: Tensor,
+        keys: Sequence[Any],
+        *,
+        clip_keys: Sequence[int] | None = None,
+        drafts: Sequence[Sequence[int]] | None = None,
+        on_draft: OnDraft | None = None,
+    ) -> None:
+        """Encode clips, to be denoised from the next pass on; those that need no pass are done at once.
+
+        Args:
+            mel: Log-mel features, (B, n_mels, T_mel), right-padded.
+            n_mel: Valid mel frames, (B,) int64.
+            keys: What each result comes back with.
+            clip_keys: See :meth:`CanvasDecoder.__call__`, as for what follows.
+            drafts: Token ids in place of the CTC reading.
+            on_draft: Called with the greedy CTC readings.
+
+        Raises:
+            OptionError: If a draft is needed and missing.
+        """
+        decoder, model = self.decoder, self.decoder.model
+        tokens, n_audio = model.audio_tokens(mel, n_mel)
+        ctc = model.ctc_logits(tokens)
+        heard = self._reader.read(ctc, n_audio) if decoder.config.has_draft else [Draft(())] * len(mel)
+        if on_draft is not None:
+            on_draft([list(draft.ids) for draft in heard])
+        left = []
+        for i, draft in enumerate(heard):
+            if self._is_answer(draft):
+                self._finished.append((keys[i], self._answer(draft)))
+            else:
+                left.append(i)
+        if not left:
+            return
+        if len(left) < len(heard):
+            tokens, n_audio, ctc = tokens[left], n_audio[left], ctc[left]
+        if decoder.graphs:
+            self._canvases.own_prefix()  # recorded, it is overwritten by the next
+        prefix = decoder.prefix(tokens, n_audio, ctc)
+        noise_keys = n_mel.tolist() if clip_keys is None else clip_keys
+        rows = []
+        for i in left:
+            start = heard[i] if drafts is None else self._reader.given(drafts[i])
+            rows += self._rows(keys[i], noise_keys[i], start)
+            self._clips[keys[i]] = _Clip(heard[i].ids)
+        cache, n_prompt, n_each = prefix.cache, prefix.n_prompt, self.options.candidates
+        if n_each > 1:
+            index = torch.arange(len(left)).repeat_interleave(n_each)
+            cache, n_prompt = select_cache(cache, index), n_prompt[index]
+        self._canvases.add(cache, n_prompt, rows)
+
+    def _is_answer(self, draft: Draft) -> bool:
+        gate = self.options.gate
+        return self.options.draft_alone or (gate is not None and draft.certainty >= gate)
+
+    def _answer(self, draft: Draft) -> Decoded:
+        """A draft as a result of no pass."""
+        language = self.options.language or ""
+        ids = list(draft.ids)
+        return Decoded(ids, list(draft.confidences), language, float(bool(language)), ids, 0, False)
+
+    def _rows(self, key: Any, noise_key: int, draft: Draft) -> list[CanvasRow]:
+        """The canvases of a clip, one a candidate."""
+        decoder, options = self.decoder, self.options
+        tag = None if options.language is None else decoder.languages.get(options.language)
+        length = self._length
+        if length is None:
+            needed = self._config.start.n_places(len(draft.ids), tagged=bool(decoder.languages))
+            length = fit_canvas(needed, decoder.config.max_canvas_length)
+        return [
+            CanvasRow((key, j), noise_key, options.seed + j, length, tag, draft)
+            for j in range(options.candidates)
+        ]
+
+    def run_pass(self) -> None:
+        """Run one pass on every clip that is not done."""
+        self._canvases.run_pass()
+        for finished in self._canvases.take():
+            key, candidate = finished.key
+            clip = self._clips[key]
+            clip.candidates[candidate] = self.decoder.result(finished, clip.draft, self.options.language)
+            if len(clip.candidates) == self.options.candidates:
+                del self._clips[key]
+                self._finished.append((key, self._choose(clip)))
+
+    def _choose(self, clip: _Clip) -> Decoded:
+        """The candidate of minimum Bayes risk."""
+        candidates = [clip.candidates[j] for j in range(self.options.candidates)]
+        if len(candidates) == 1:
+            return candidates[0]
+        if self.options.risk == "tokens":
+            return candidates[least_risk([one.ids for one in candidates])]
+        texts = [self.decoder.processor.text(one.ids) for one in candidates]
+        units = [text.split() if self.options.risk == "words" else text for text in texts]
+        return candidates[least_risk(units)]
+
+    def shown(self) -> tuple[list[Any], list[int], Tensor]:
+        """What the last pass made of the clips it was for: their keys, passes so far, and canvases (B, C).
+
+        Of several candidates the first is shown.
+        """
+        keys, steps, canvas = self._canvases.shown()
+        first = [i for i, (_, candidate) in enumerate(keys) if candidate == 0]
+        if len(first) < len(keys):
+            canvas = canvas[first]
+        return [keys[i][0] for i in first], [steps[i] for i in first], canvas
+
+    def take(self) -> list[tuple[Any, Decoded]]:
+        """Give the clips that are done since the last call with their results, and forget them."""
+        finished, self._finished = self._finished, []
+        return finished

@@ -124,6 +124,29 @@ class Transcript:
         return f"Transcript({', '.join(parts)})"
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What was read from one clip.
+
+    Attributes:
+        ids: Text token ids, without tag and end token.
+        confidences: Probability of each in the last pass; for the draft alone, the CTC tap's.
+        language: Code; empty where the checkpoint's canvas carries no tag and none was given.
+        language_confidence: Probability of the language among those the checkpoint knows.
+        draft: Token ids of the greedy CTC reading.
+        passes: Denoising passes used.
+        truncated: Whether the text filled the canvas, so that some of it may be missing.
+    """
+
+    ids: list[int]
+    confidences: list[float]
+    language: str
+    language_confidence: float
+    draft: list[int]
+    passes: int
+    truncated: bool
+
+
 def _check_probability(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be within 0 and 1, got {value}")

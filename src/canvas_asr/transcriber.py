@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
-from .decoding import CanvasDecoder, Decoded
+from .decoding import CanvasDecoder, ClipBatch
 from .errors import AudioError, OptionError
 from .hub import EMBEDDED_MODEL, HubAccess
 from .loading import check_one_gpu, find_device, load_model
 from .modeling import CanvasASRModel
+from .options import DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
-from .result import Token, Transcript
+from .result import Decoded, Token, Transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,23 +39,17 @@ OnPass: TypeAlias = Callable[[int, int, str], None]
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
 
-@dataclass(frozen=True)
-class _Options:
-    """How the decoder reads a batch, as :meth:`Transcriber.transcribe` explains it."""
+class _Decoding(StrategyOptions, total=False):
+    """Options of decoding that are given by keyword only."""
 
-    language: str | None
-    steps: int
     init: str
-    canvas_length: int | None
+    canvas: int | str | None
     seed: int
 
 
-class _Keywords(TypedDict, total=False):
+class _Keywords(_Decoding, total=False):
     """What :meth:`Transcriber.transcribe` takes by keyword only."""
 
-    init: str
-    canvas: int | None
-    seed: int
     batch_size: int
     sample_rate_hz: int | None
     on_pass: OnPass | None
@@ -149,6 +145,11 @@ class Transcriber:
         return tuple(self.decoder.languages)
 
     @property
+    def has_draft(self) -> bool:
+        """Whether the model has a CTC draft, which decoding may start from."""
+        return bool(self.decoder.config.has_draft)
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.projector.out.weight.device
@@ -193,11 +194,12 @@ class Transcriber:
         steps: int = 8,
         *,
         init: str = "noise",
-        canvas: int | None = None,
+        canvas: int | str | None = None,
         seed: int = 0,
         batch_size: int = 8,
         sample_rate_hz: int | None = None,
         on_pass: OnPass | None = None,
+        **strategies: Unpack[StrategyOptions],
     ) -> Transcript | list[Transcript]:
         """Transcribe a clip, or a list of clips.
 
@@ -208,15 +210,19 @@ class Transcriber:
             source: A path, an array with its rate, or a list of them: as :func:`canvas_asr.load_audio` takes
                 them. A clip of zero samples has an empty transcript, and no confidence.
             language: Code such as ``de``; None detects it, clip by clip.
-            steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is, in no language
-                but the one given.
-            init: What the canvas starts from: ``noise``, or the CTC ``draft``.
-            canvas: Tokens of the canvas, which the transcript has to fit; None: the model's default.
+            steps: Most denoising passes of a clip; 0, with ``init="draft"`` only, gives the draft as it is,
+                in no language but the one given.
+            init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``.
+            canvas: Tokens of the canvas, which the transcript has to fit; ``auto``: as the draft needs; None:
+                the model's default.
             seed: Of the noise.
-            batch_size: Clips that are transcribed together.
+            batch_size: Clips that are transcribed together; one that is done before the others makes room for
+                the next.
             sample_rate_hz: Rate of arrays that come without one.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
                 clip), the number of the pass from 1, and the text so far.
+            strategies: Further options, such as ``acceptance``, ``gate`` or ``candidates``: see
+                :class:`~canvas_asr.options.DecodingOptions`.
 
         Returns:
             A transcript; for a list, a list in the same order.
@@ -225,7 +231,8 @@ class Transcriber:
             AudioError: If a clip cannot be read or is too long.
             OptionError: If an option is unknown or out of range.
         """
-        options = self._check(_Options(language, steps, init, canvas, seed), batch_size)
+        options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
+        self._check(options, batch_size)
         if not isinstance(source, list):
             transcript = self._run([self.read(source, sample_rate_hz)], options, batch_size, on_pass)[0]
             return _name(transcript, source)
@@ -246,21 +253,17 @@ class Transcriber:
         language: str | None = None,
         steps: int = 8,
         *,
-        init: str = "noise",
-        canvas: int | None = None,
-        seed: int = 0,
         batch_size: int = 8,
+        **options: Unpack[_Decoding],
     ) -> Iterator[Transcript | AudioError]:
         """Transcribe files as they come, and go on past those that cannot be read.
 
         Args:
             paths: Audio files.
             language: See :meth:`transcribe`, as for the other options.
-            steps: Denoising passes.
-            init: ``noise`` or ``draft``.
-            canvas: Tokens of the canvas.
-            seed: Of the noise.
+            steps: Most denoising passes.
             batch_size: Files that are transcribed together, and at most in memory.
+            options: All others of decoding.
 
         Returns:
             An iterator over the paths' transcripts in order; in place of one, the error that says what is
@@ -269,50 +272,43 @@ class Transcriber:
         Raises:
             OptionError: If an option is unknown or out of range.
         """
-        options = self._check(_Options(language, steps, init, canvas, seed), batch_size)
-        return self._run_files(iter(paths), options, batch_size)
+        chosen = DecodingOptions(language, steps, **options)
+        self._check(chosen, batch_size)
+        return self._run_files(iter(paths), chosen, batch_size)
 
     def transcribe_arrays(
         self,
         arrays: Sequence[Samples],
         *,
-        init: str = "noise",
-        steps: int = 8,
         language: str | None = None,
+        steps: int = 8,
         batch_size: int = 8,
-        seed: int = 0,
+        **options: Unpack[_Decoding],
     ) -> list[Transcript]:
         """Transcribe 16 kHz mono clips, one transcript for each, in order.
 
         Args:
             arrays: Samples, (n,) each.
-            init: See :meth:`transcribe`, as for the other options.
-            steps: Denoising passes.
-            language: Code, or None to detect it.
+            language: See :meth:`transcribe`, as for the other options.
+            steps: Most denoising passes.
             batch_size: Clips that are transcribed together.
-            seed: Of the noise.
+            options: All others of decoding.
 
         Raises:
             AudioError: If an array is no audio or is too long.
             OptionError: If an option is unknown or out of range.
         """
-        return self.transcribe(
-            [(array, SAMPLE_RATE_HZ) for array in arrays],
-            language,
-            steps,
-            init=init,
-            seed=seed,
-            batch_size=batch_size,
-        )
+        clips = [(array, SAMPLE_RATE_HZ) for array in arrays]
+        return self.transcribe(clips, language, steps, batch_size=batch_size, **options)
 
-    def _check(self, options: _Options, batch_size: int) -> _Options:
-        self.decoder.options(**asdict(options))
+    def _check(self, options: DecodingOptions, batch_size: int) -> None:
+        """Raise OptionError before any audio is read."""
+        self.decoder.open(options)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
-        return options
 
     def _run_files(
-        self, paths: Iterator[FilePath], options: _Options, batch_size: int
+        self, paths: Iterator[FilePath], options: DecodingOptions, batch_size: int
     ) -> Iterator[Transcript | AudioError]:
         while True:
             found: list[tuple[FilePath, Samples | AudioError]] = []
@@ -331,40 +327,45 @@ class Transcriber:
                 yield clip if isinstance(clip, AudioError) else _name(next(transcripts), path)
 
     def _run(
-        self, clips: Sequence[Samples], options: _Options, batch_size: int, on_pass: OnPass | None = None
+        self,
+        clips: Sequence[Samples],
+        options: DecodingOptions,
+        batch_size: int,
+        on_pass: OnPass | None = None,
     ) -> list[Transcript]:
-        """Transcribe clips in batches of similar length; results in the order of the clips."""
+        """Transcribe clips, those of similar length together; results in the order of the clips."""
         language = options.language
         silent = Transcript("", language or "", float(bool(language)), (), 0.0, 0, 0.0, 0.0, draft="")
         results = [silent] * len(clips)
-        by_length = sorted((i for i, clip in enumerate(clips) if len(clip)), key=lambda i: len(clips[i]))
-        for start in range(0, len(by_length), batch_size):
-            places = by_length[start : start + batch_size]
-            batch = self._run_batch([clips[i] for i in places], places, options, on_pass)
-            for place, transcript in zip(places, batch, strict=True):
-                results[place] = transcript
+        queue = deque(sorted((i for i, clip in enumerate(clips) if len(clip)), key=lambda i: len(clips[i])))
+        spent = [0.0] * len(clips)
+        batch = self.decoder.open(options)
+        while queue or len(batch):
+            started = time.perf_counter()
+            n_free = batch_size - len(batch)
+            # Few at a time are slow to encode: a quarter of the batch waits for each other.
+            if queue and (not len(batch) or 4 * n_free >= batch_size):
+                worked = [queue.popleft() for _ in range(min(n_free, len(queue)))]
+                mel, n_mel = self.processor.features([clips[i] for i in worked])
+                batch.add(mel.to(self.device), n_mel.to(self.device), worked)
+            else:
+                batch.run_pass()
+                worked = self._report(batch, on_pass)
+            done = batch.take()
+            seconds = (time.perf_counter() - started) / len(worked)
+            for place in worked:
+                spent[place] += seconds
+            for place, decoded in done:
+                results[place] = replace(self._transcript(decoded, clips[place]), seconds=spent[place])
         return results
 
-    def _run_batch(
-        self, clips: Sequence[Samples], places: Sequence[int], options: _Options, on_pass: OnPass | None
-    ) -> list[Transcript]:
-        started = time.perf_counter()
-        mel, n_mel = self.processor.features(clips)
-
-        def report(step: int, canvas: torch.Tensor) -> None:
-            for place, ids in zip(places, canvas.tolist(), strict=True):
-                if on_pass is not None:
-                    on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
-
-        decoded = self.decoder(
-            mel.to(self.device),
-            n_mel.to(self.device),
-            on_pass=None if on_pass is None else report,
-            **asdict(options),
-        )
-        transcripts = [self._transcript(one, clip) for one, clip in zip(decoded, clips, strict=True)]
-        seconds = (time.perf_counter() - started) / len(clips)
-        return [replace(transcript, seconds=seconds) for transcript in transcripts]
+    def _report(self, batch: ClipBatch, on_pass: OnPass | None) -> list[int]:
+        """Say which clips the last pass was for, and tell of their texts where somebody asked."""
+        places, steps, canvas = batch.shown()
+        if on_pass is not None:
+            for place, step, ids in zip(places, steps, canvas.tolist(), strict=True):
+                on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
+        return places
 
     def _transcript(self, decoded: Decoded, clip: Samples) -> Transcript:
         """Text and tokens of one clip; a draft may hold ids that are no text."""
@@ -383,7 +384,7 @@ class Transcriber:
             audio_s=len(clip) / SAMPLE_RATE_HZ,
             seconds=0.0,
             truncated=decoded.truncated,
-            draft=self.processor.text([i for i in decoded.draft if is_text[i]]),
+            draft=self.processor.text([i for i in decoded.draft if is_text[i]]) if self.has_draft else None,
         )
 
 

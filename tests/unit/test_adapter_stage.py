@@ -14,7 +14,8 @@ from torch import Tensor
 
 from canvas_asr import backbone, modeling, sampler
 from canvas_asr.configuration import CanvasASRConfig
-from canvas_asr.decoding import CanvasDecoder, Decoded, greedy_ctc
+from canvas_asr.ctc import greedy_ctc
+from canvas_asr.decoding import CanvasDecoder, Decoded
 from canvas_asr.manifest import read_manifest
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor

@@ -7,7 +7,8 @@ from small_models import small_model
 from torch import Tensor
 
 from canvas_asr import sampler
-from canvas_asr.decoding import CanvasDecoder, ctc_confidences, greedy_ctc, text_vocabulary
+from canvas_asr.ctc import ctc_confidences, greedy_ctc
+from canvas_asr.decoding import CanvasDecoder, text_vocabulary
 from canvas_asr.errors import OptionError
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor

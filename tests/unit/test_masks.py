@@ -14,6 +14,7 @@ from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.errors import RecipeError
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.sampler import read_pass, sample
+from canvas_asr.strategies import SamplerConfig
 from canvas_asr.training.adapter_options import AdapterOptions
 from canvas_asr.training.corruption import KINDS, Corruption, CorruptionOptions
 from canvas_asr.training.objective import ObjectiveOptions
@@ -77,14 +78,12 @@ def test_the_sampler_starts_from_masks_and_masks_again_what_it_is_not_sure_of(
         shown.append(canvas.clone())
         return read_pass(backbone, canvas, *rest, **named)  # type: ignore[arg-type]
 
-    options = decoder.options(steps=4, init="noise", canvas_length=12, seed=0, language=None)
-    assert options is not None
     output = sample(
         model.backbone,
         prefix,
         torch.tensor([4]),
         decoder.vocabulary,
-        options,
+        SamplerConfig(steps=4, canvas_length=12),
         clip_keys=[0],
         tags=[TAG],
         run_pass=run_pass,

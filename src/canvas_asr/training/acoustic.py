@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from canvas_asr.decoding import greedy_ctc
+from canvas_asr.ctc import greedy_ctc
 from canvas_asr.encoder import encode_audio, length_mask
 from canvas_asr.errors import DataError, RecipeError
 from canvas_asr.languages import LANGUAGES

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
-from canvas_asr.decoding import CanvasDecoder, merge_labels
+from canvas_asr.ctc import merge_labels
+from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.errors import CheckpointError, RecipeError
 from canvas_asr.hub import model_folder
 from canvas_asr.modeling import CanvasASRModel

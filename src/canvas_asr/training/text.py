@@ -31,7 +31,8 @@ from canvas_asr.errors import DataError, RecipeError
 from canvas_asr.languages import LANGUAGES
 from canvas_asr.positions import prompt_positions
 from canvas_asr.processing import pad_ids
-from canvas_asr.sampler import SamplerConfig, read_pass, sample
+from canvas_asr.sampler import read_pass, sample
+from canvas_asr.strategies import SamplerConfig
 
 from .checkpoints import load_trainable_state
 from .corruption import lay_out

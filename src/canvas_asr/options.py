@@ -1,0 +1,168 @@
+"""Options of decoding: their names, defaults and bounds, in one place for every interface.
+
+Values are checked here, without a model; what depends on one (its longest canvas, its languages, whether it
+has a draft) is checked by :class:`~canvas_asr.decoding.CanvasDecoder`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from numbers import Real
+from typing import TypedDict
+
+from .errors import OptionError
+
+STARTS = ("noise", "draft", "draft-slots")
+SELF_CONDITIONING = ("none", "draft", "posterior")
+ACCEPTANCES = ("confidence", "entropy-bound", "threshold")
+RISKS = ("tokens", "words", "characters")
+AUTO = "auto"
+
+
+class StrategyOptions(TypedDict, total=False):
+    """Those options of :class:`DecodingOptions` that few calls need."""
+
+    self_conditioning: str
+    draft_threshold: float | None
+    acceptance: str
+    entropy_bound: float
+    accept_threshold: float
+    stop_entropy: float | None
+    stability: int
+    fusion: float
+    gate: float | None
+    candidates: int
+    risk: str
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How clips are decoded. The defaults are the released system's way.
+
+    Attributes:
+        language: Code of all clips; None finds each one's.
+        steps: Most passes a clip takes; 0, with ``init="draft"`` only, gives the draft as it is.
+        init: What the canvas starts from. ``noise``: random tokens. ``draft``: the CTC draft, laid end to
+            end, the end token filling the tail. ``draft-slots``: the draft with a random token before,
+            between and behind its tokens, where the model may insert what the draft missed.
+        canvas: Tokens of the canvas; ``auto``: from the draft's length, rounded up to one of a few sizes;
+            None: the model's default.
+        seed: Of the noise.
+        self_conditioning: Soft embeddings that the first pass is given, laid like the draft. ``none``.
+            ``draft``: the draft tokens' own. ``posterior``: those expected under the CTC posteriors.
+        draft_threshold: Draft tokens of a lower CTC posterior are replaced by noise; None keeps all.
+        acceptance: Which predictions stay for the next pass while the rest is re-randomised. ``confidence``:
+            the most confident, a share that grows with every pass (the released system's). ``entropy-bound``:
+            those of least entropy, up to a budget (DiffusionGemma's). ``threshold``: those that are sure
+            enough; a clip in which all are is done.
+        entropy_bound: Budget in nats, for ``entropy-bound``.
+        accept_threshold: Least probability that is sure enough, for ``threshold``.
+        stop_entropy: A clip is done once its text is stable and the mean entropy of it is below this many
+            nats; None takes all the passes.
+        stability: Passes in a row that must have given the same text for it to be stable, the start counted
+            as one; 0: entropy alone decides.
+        fusion: Weight of the CTC log posteriors that are added to the log probabilities of every pass.
+        gate: A clip whose CTC frames are all at least this certain gets its draft, in no pass and no language
+            but the one given; None: every clip takes passes.
+        candidates: Canvases a clip, the j-th denoised as the seed plus j would; the answer is that of minimum
+            Bayes risk among them.
+        risk: What the edit distance between candidates counts: ``tokens``, ``words`` or ``characters``.
+    """
+
+    language: str | None = None
+    steps: int = 8
+    init: str = "noise"
+    canvas: int | str | None = None
+    seed: int = 0
+    self_conditioning: str = "none"
+    draft_threshold: float | None = None
+    acceptance: str = "confidence"
+    entropy_bound: float = 0.1
+    accept_threshold: float = 0.9
+    stop_entropy: float | None = None
+    stability: int = 1
+    fusion: float = 0.0
+    gate: float | None = None
+    candidates: int = 1
+    risk: str = "tokens"
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value that nothing can be decoded with."""
+        for name, allowed in (
+            ("init", STARTS),
+            ("self_conditioning", SELF_CONDITIONING),
+            ("acceptance", ACCEPTANCES),
+            ("risk", RISKS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise OptionError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+        self._check_whole_numbers()
+        for name in ("draft_threshold", "accept_threshold", "gate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < _number(name, value) <= 1:
+                raise OptionError(f"{name} is {value!r}; give a probability above 0, at most 1.")
+        for name in ("entropy_bound", "stop_entropy"):
+            value = getattr(self, name)
+            if value is not None and not _number(name, value) > 0:
+                raise OptionError(f"{name} is {value!r}; give a number of nats above 0.")
+        if _number("fusion", self.fusion) < 0:
+            raise OptionError(f"fusion is {self.fusion!r}; give a weight of at least 0.")
+        for name in ("entropy_bound", "accept_threshold"):
+            if getattr(self, name) is None:
+                raise OptionError(f"{name} is None; give a number.")
+        if self.draft_threshold is not None and self.init == "noise":
+            raise OptionError("draft_threshold is given, but init='noise' starts from no draft.")
+
+    def _check_whole_numbers(self) -> None:
+        fewest = 0 if self.init == "draft" else 1
+        for name, least in (
+            ("steps", fewest),
+            ("canvas", 2),
+            ("seed", None),
+            ("stability", 0),
+            ("candidates", 1),
+        ):
+            value = getattr(self, name)
+            if name == "canvas" and (value is None or value == AUTO):
+                continue
+            try:
+                number = operator.index(value)
+            except TypeError as error:
+                hint = f"a whole number, or {AUTO!r}" if name == "canvas" else "a whole number"
+                raise OptionError(f"{name} is {value!r}; give {hint}.") from error
+            if least is not None and number < least:
+                unit = " tokens" if name == "canvas" else ""
+                raise OptionError(f"{name} is {value}{unit}; give at least {least}.")
+
+    @property
+    def draft_alone(self) -> bool:
+        """Whether the draft is asked for as it is."""
+        return self.steps == 0
+
+    @property
+    def needs_draft(self) -> str:
+        """The option that needs a draft, as ``name=value``; empty if none does."""
+        for name, value, off in (
+            ("init", self.init, ("noise",)),
+            ("canvas", self.canvas if self.canvas == AUTO else None, (None,)),
+            ("self_conditioning", self.self_conditioning, ("none",)),
+            ("fusion", self.fusion, (0,)),
+            ("gate", self.gate, (None,)),
+        ):
+            if value not in off:
+                return f"{name}={value}"
+        return ""
+
+
+def _number(name: str, value: object) -> float:
+    """Give a finite number.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise OptionError(f"{name} is {value!r}; give a number.")
+    return float(value)
