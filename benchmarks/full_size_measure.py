@@ -17,8 +17,8 @@ from transformers import DynamicCache, WhisperFeatureExtractor
 
 from canvas_asr.backbone import crop_cache, encode_prefix, fuse_norms
 from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.ctc import greedy_ctc
 from canvas_asr.cuda_graphs import GraphedBackbone
-from canvas_asr.decoding import greedy_ctc
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import log_mel, pad_ids
 from canvas_asr.sampler import CanvasReading, SamplerConfig, SamplerOutput, read_pass, sample
