@@ -10,7 +10,10 @@ import pytest
 import soundfile as sf
 from scripted_model import TEXTS, ScriptedModel, clips
 
+from canvas_asr import cli
+from canvas_asr.cli import messages
 from canvas_asr.errors import CheckpointError
+from canvas_asr.evaluation import evaluate
 from canvas_asr.evaluation.evaluate import main
 from canvas_asr.evaluation.index import file_sha256
 from canvas_asr.manifest import Clip, write_manifest
@@ -64,6 +67,28 @@ def test_command_takes_a_manifest_and_silence(folder, tmp_path, capsys):
     assert sum(result["n_invented"] for result in silent) == 6
     assert {result["scores"]["primary"] for result in silent} == {None}
     assert "| made | fr | seen | noise-8 | silence | 2 | 2 | 6 |" in capsys.readouterr().out
+
+
+def test_ctrl_c_stops_a_run_which_goes_on_later(folder, tmp_path, monkeypatch):
+    """The command's flag is looked at, for Python drops a KeyboardInterrupt raised in a destructor."""
+    out = tmp_path / "out"
+    arguments = ["evaluate", "tiny", "--set", str(folder / "made"), "--setting", "draft", "--out", str(out)]
+
+    own_run = evaluate.run
+
+    def run(options, command, **given):
+        own_run(options, command, lambda *_: ScriptedModel(TEXTS), **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "run", run)
+        patch.setattr(messages.ctrl_c, "arrived", True)
+        assert cli.main(arguments) == messages.INTERRUPTED
+    first = (out / "hypotheses.jsonl").read_text(encoding="utf-8")
+    assert len(first.splitlines()) == 2  # one group of clips
+    assert command(folder, out, "--modes", "draft") == 0
+    lines = (out / "hypotheses.jsonl").read_text(encoding="utf-8")
+    assert lines.startswith(first)
+    assert len(lines.splitlines()) == 6
 
 
 def test_a_set_of_empty_references_is_said_to_have_no_rate(tmp_path, capsys):

@@ -78,6 +78,14 @@ def test_other_tables(markdown: str) -> None:
     assert difference.startswith("| set | en | seen | shuffled | noise-8 | +75.0 |")
 
 
+def test_published_figures_stand_last_and_are_marked_as_quoted(markdown: str) -> None:
+    titles = re.findall(r"^## (.*)$", markdown, re.MULTILINE)
+    assert [title.startswith("Quoted: ") for title in titles] == [False] * (len(titles) - 2) + [True] * 2
+    assert markdown.count("*Quoted, not measured here*") + markdown.count("*Quoted, not measured here.*") == 2
+    assert "| TransFusion | 6.7 / 8.8 | – | arXiv 2210.07677 |" in rows(markdown, titles[-2])
+    assert "| FLEURS zh, CER | 29.6 |" in rows(markdown, titles[-1])
+
+
 def test_tables_without_rows_are_left_out() -> None:
     text = render_markdown(RUN, summarise(LINES[:1], "primary"))
     assert "Robustness" not in text

@@ -8,7 +8,7 @@ from typing import Any
 
 from canvas_asr.evaluation.options import add_options
 
-from .messages import PROGRAM, complain
+from .messages import PROGRAM, complain, ctrl_c
 
 
 def add_parser(commands: Any) -> None:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the overview, and say where the rest is."""
     from canvas_asr.evaluation.evaluate import run as evaluate
 
-    evaluate(options, f"{PROGRAM} {shlex.join(options.arguments)}")
+    evaluate(options, f"{PROGRAM} {shlex.join(options.arguments)}", check=ctrl_c.check)
     print((options.out / "evaluation.md").read_text(encoding="utf-8"))
     complain(f"{options.out / 'evaluation.html'}: the same with plots")
     return 0

@@ -44,13 +44,19 @@ REPORT_EVERY_S = 60.0
 """How old the report of a run that is under way may be, but for a group of clips that takes longer."""
 
 
-def run(options: argparse.Namespace, command: str, load_model: LoadModel = load_canvas_model) -> None:
+def run(
+    options: argparse.Namespace,
+    command: str,
+    load_model: LoadModel = load_canvas_model,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Evaluate as the command's options say and write the files.
 
     Args:
         options: Of `add_options`.
         command: As it was given, for the report.
         load_model: Turns model and device into the model side, for models of this package.
+        check: Called again and again while clips are decoded; what it raises stops the run.
 
     Raises:
         CanvasASRError: If an option, a set, an audio file or a model is not usable.
@@ -90,7 +96,7 @@ def run(options: argparse.Namespace, command: str, load_model: LoadModel = load_
         description |= {"testsets": facts, "metric": rate, "notes": _notes(plans, groups, store)}
         write_report(options.out, description, store, rate, options.against, options.seed)
 
-    _decode(plans, groups, store, report)
+    _decode(plans, groups, store, report, check)
 
 
 def _check_files(models: Sequence[str], sets: Mapping[str, Sequence[Clip]]) -> None:
@@ -104,7 +110,13 @@ def _check_files(models: Sequence[str], sets: Mapping[str, Sequence[Clip]]) -> N
                 HypothesisFile(path).check(name, len(clips))
 
 
-def _decode(plans: Sequence[Plan], groups: Sequence[Group], store: Store, report: Callable[[], None]) -> None:
+def _decode(
+    plans: Sequence[Plan],
+    groups: Sequence[Group],
+    store: Store,
+    report: Callable[[], None],
+    check: Callable[[], None],
+) -> None:
     """Decode what is missing; report in between, so that a stopped run leaves what it measured."""
     evaluators = [Evaluator(plan, store) for plan in plans]
     total = sum(
@@ -115,6 +127,7 @@ def _decode(plans: Sequence[Plan], groups: Sequence[Group], store: Store, report
         for evaluator in evaluators:  # one model in memory at a time
             for group in groups:
                 for n_done in evaluator.run(group):
+                    check()
                     bar.update(n_done)
                 if time.monotonic() - reported_s > REPORT_EVERY_S and group is not groups[-1]:
                     report()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plots
+from .quoted import quoted_tables
 from .summary import Pair, Result
 from .tables import Table, all_tables
 
@@ -108,7 +109,7 @@ def render_markdown(run: Mapping[str, Any], results: Sequence[Result], pairs: Se
     lines = ["# Evaluation", ""]
     for sentence in _circumstances(run):
         lines += [sentence, ""]
-    for table in all_tables(results, pairs):
+    for table in [*all_tables(results, pairs), *quoted_tables()]:
         lines += [f"## {table.title}", "", table.note, "", *_markdown_table(table), ""]
     return "\n".join(lines)
 
@@ -156,7 +157,7 @@ def render_html(run: Mapping[str, Any], results: Sequence[Result], pairs: Sequen
     parts = [f"<p>{_inline(sentence)}</p>" for sentence in _circumstances(run)]
     for title, note, svg in _figures(results):
         parts += [f"<h2>{title}</h2>", f'<p class="note">{note}</p>', f"<figure>{svg}</figure>"]
-    for table in all_tables(results, pairs):
+    for table in [*all_tables(results, pairs), *quoted_tables()]:
         parts += [
             f"<h2>{html.escape(table.title)}</h2>",
             f'<p class="note">{_inline(table.note)}</p>',
