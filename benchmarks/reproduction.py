@@ -331,8 +331,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--steps {options.steps} must be a multiple of --eval-steps {options.eval_steps}")
     places = find_places(options)
     runs = table(places)
-    command = f"python benchmarks/reproduction.py {shlex.join(arguments)}"
+    others = [part for part in arguments if part not in (*options.experiments, "--collect")]
     for name in options.experiments:
+        command = f"python benchmarks/reproduction.py {shlex.join([name, *others])}"
         if name == PASSES:
             measure_passes(options, places, command)
             continue

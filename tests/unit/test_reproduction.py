@@ -218,7 +218,8 @@ def test_every_experiment_at_toy_size(
     runs = own.table(own.Places(Path(), Path(), Path()))
     assert sorted(in_process) == sorted(f"{name}-seed0" for name in runs)
     stored = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in own.EXPERIMENTS}
-    for content in stored.values():
+    for name, content in stored.items():
+        assert content["command"].startswith(f"python benchmarks/reproduction.py {name} --steps 1 ")
         assert content["complete"]
         assert content["last"]["step"] == 1
         assert all(len(arm["runs"]) == 1 for arm in content["arms"].values())
