@@ -1,0 +1,68 @@
+"""Options of decoding: each wrong value is one error that names it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from canvas_asr.errors import OptionError
+from canvas_asr.options import DecodingOptions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "mask"}, "init is 'mask'; choose one of noise, draft, draft-slots"),
+        (
+            {"acceptance": "greedy"},
+            "acceptance is 'greedy'; choose one of confidence, entropy-bound, threshold",
+        ),
+        ({"self_conditioning": True}, "self_conditioning is True; choose one of none, draft, posterior"),
+        ({"risk": "phones"}, "risk is 'phones'; choose one of tokens, words, characters"),
+        ({"steps": 0}, "steps is 0; give at least 1"),
+        ({"steps": -1, "init": "draft"}, "steps is -1; give at least 0"),
+        ({"steps": 1.5}, "steps is 1.5; give a whole number"),
+        ({"canvas": "long"}, "canvas is 'long'; give a whole number, or 'auto'"),
+        ({"canvas": 1}, "canvas is 1 tokens; give at least 2"),
+        ({"seed": "x"}, "seed is 'x'; give a whole number"),
+        ({"stability": -1}, "stability is -1; give at least 0"),
+        ({"candidates": 0}, "candidates is 0; give at least 1"),
+        ({"draft_threshold": 0.0, "init": "draft"}, "draft_threshold is 0.0; give a probability above 0"),
+        ({"draft_threshold": 0.5}, "draft_threshold is given, but init='noise' starts from no draft"),
+        ({"accept_threshold": 1.2}, "accept_threshold is 1.2; give a probability above 0, at most 1"),
+        ({"accept_threshold": None}, "accept_threshold is None; give a number"),
+        ({"gate": -0.1}, "gate is -0.1; give a probability"),
+        ({"gate": "high"}, "gate is 'high'; give a number"),
+        ({"gate": float("nan")}, "gate is nan; give a number"),
+        ({"entropy_bound": 0}, "entropy_bound is 0; give a number of nats above 0"),
+        ({"stop_entropy": -1}, "stop_entropy is -1; give a number of nats above 0"),
+        ({"fusion": -0.5}, "fusion is -0.5; give a weight of at least 0"),
+        ({"fusion": True}, "fusion is True; give a number"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_to_give(options: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        DecodingOptions(**options)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = DecodingOptions(
+        steps=np.int64(3), gate=np.float32(0.5), fusion=np.float64(1), canvas=np.int32(9)
+    )
+    assert (options.steps, options.canvas) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "needs"),
+    [
+        ({}, ""),
+        ({"canvas": 40, "stop_entropy": 0.1, "candidates": 3}, ""),
+        ({"init": "draft-slots"}, "init=draft-slots"),
+        ({"canvas": "auto"}, "canvas=auto"),
+        ({"self_conditioning": "posterior"}, "self_conditioning=posterior"),
+        ({"fusion": 0.5}, "fusion=0.5"),
+        ({"gate": 1}, "gate=1"),
+    ],
+)
+def test_what_needs_a_draft_is_known(options: dict, needs: str) -> None:
+    assert DecodingOptions(**options).needs_draft == needs
