@@ -161,6 +161,14 @@ def test_prompts_and_positions_by_spikes_are_the_same_in_training_and_in_decodin
     assert bool((positions % 1 != 0).any())  # they are not the places
 
 
+def test_ctc_alone_runs_no_backbone(batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = options_of(objective=ObjectiveOptions(diffusion_weight=0, autoregressive_weight=0))
+    monkeypatch.delattr(adapter, "denoising_losses")
+    outputs = AdapterModel(small_model(), options, AUDIO, TAGS)(**batch)
+    assert set(outputs) == {"loss", "ctc", "infeasible"}
+    assert outputs["loss"].item() == outputs["ctc"].item() > 0
+
+
 def test_no_gradient_of_the_denoising_losses_goes_through_what_a_prompt_expects(
     batch: dict[str, Tensor],
 ) -> None:

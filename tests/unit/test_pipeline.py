@@ -172,18 +172,24 @@ def test_stages_start_from_the_one_before(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, small=False)
     work = settings.work
     assert "options.init" not in recipe_overrides("text_copy", settings, 0.0)
-    for stage, before in (("text_short", "text_copy"), ("text", "text_short")):
+    chain = (
+        ("text_short", "text_copy"),
+        ("text", "text_short"),
+        ("adapter", "projector"),
+        ("joint", "adapter"),
+    )
+    for stage, before in chain:
         expected = str(work / before / "trained.safetensors")
         assert recipe_overrides(stage, settings, 0.0)["options.init"] == expected
     adapter = recipe_overrides("adapter", settings, 2.5)
     assert adapter["options.backbone"] == str(work / "text" / "backbone")
     assert adapter["options.audio_encoder"] == str(work / "acoustic_ctc" / "audio_encoder")
-    assert "options.init" not in adapter
-    joint = recipe_overrides("joint", settings, 0.0)
-    assert joint["options.init"] == str(work / "adapter" / "trained.safetensors")
-    assert {key: joint[key] for key in ("options.backbone", "options.audio_encoder")} == {
-        key: adapter[key] for key in ("options.backbone", "options.audio_encoder")
-    }
+    assert "options.init" not in recipe_overrides("projector", settings, 0.0)
+    for stage in ("projector", "joint"):
+        values = recipe_overrides(stage, settings, 0.0)
+        assert {key: values[key] for key in ("options.backbone", "options.audio_encoder")} == {
+            key: adapter[key] for key in ("options.backbone", "options.audio_encoder")
+        }
     assert adapter["training.minutes_before"] == 2.5
     assert adapter["training.max_minutes"] == jobs.MINUTES["adapter"] - jobs.OVERHEAD_MINUTES
     assert recipe_overrides("text", settings, 0.0)["training.n_workers"] == 2
@@ -197,9 +203,9 @@ def test_real_speech_joins_where_no_phonemes_are_needed(tmp_path: Path) -> None:
     (settings.work / "testsets" / "train_real.jsonl").touch()
     n_sources = {
         stage: len(recipe_overrides(stage, settings, 0.0)["options.train"])
-        for stage in ("acoustic_frames", "acoustic_ctc", "adapter", "joint")
+        for stage in ("acoustic_frames", "acoustic_ctc", "projector", "adapter", "joint")
     }
-    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "adapter": 2, "joint": 2}
+    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "projector": 2, "adapter": 2, "joint": 2}
 
 
 @pytest.mark.parametrize("small", [True, False])

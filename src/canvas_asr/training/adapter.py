@@ -151,6 +151,9 @@ class AdapterModel(Stage):
             outputs["ctc"] = ctc * share_of(part, "clips")
             outputs["infeasible"] = infeasible.float().mean() * share_of(part, "clips")
             loss = loss + self.options.ctc_weight * outputs["ctc"]
+        objective = self.options.objective
+        if not (objective.diffusion_weight or objective.autoregressive_weight):  # CTC alone
+            return {**outputs, "loss": loss}
         generators = row_generators(part, len(canvas))
         prompt, places = self._prompt(prompt_ids, tokens, n_audio, generators)
         denoising = denoising_losses(
@@ -160,7 +163,7 @@ class AdapterModel(Stage):
             targets,
             n_targets,
             canvas,
-            self.options.objective,
+            objective,
             **places,
             canvas_start=self.canvas_start,
             part=part,

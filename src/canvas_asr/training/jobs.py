@@ -1,8 +1,8 @@
 """The jobs of the whole recipe: what each makes, what it needs, and how long it may take.
 
 Sized for 25 minutes on one large GPU and 16 cores: the longest way through the jobs (check, synthesis, both
-acoustic stages, adapter, joint, checkpoint, evaluation) takes 24.5. Recipes say what a stage does; here
-stands only what differs by machine.
+acoustic stages, projector, adapter, joint, checkpoint, evaluation) takes 24.5. Recipes say what a stage
+does; here stands only what differs by machine.
 """
 
 from __future__ import annotations
@@ -33,14 +33,19 @@ MINUTES = {
     "text_copy": 1.0,
     "text_short": 2.0,
     "text": 7.0,
-    "adapter": 6.0,
+    "projector": 1.5,
+    "adapter": 4.5,
     "joint": 5.0,
     "checkpoint": 0.5,
     "evaluation": 2.5,
 }
 # Of every job in small: its few steps end long before, on however busy a machine.
 SMALL_MINUTES = 15.0
-TRACKS = (("acoustic_frames", "acoustic_ctc"), ("text_copy", "text_short", "text"), ("adapter", "joint"))
+TRACKS = (
+    ("acoustic_frames", "acoustic_ctc"),
+    ("text_copy", "text_short", "text"),
+    ("projector", "adapter", "joint"),
+)
 # A stage spends this long at most before its first step and after its last.
 OVERHEAD_MINUTES = 0.5
 LONGEST_SENTENCE = {"zh": 26}
@@ -359,9 +364,10 @@ JOBS: dict[str, Job] = {
         train, "acoustic_ctc/audio_encoder", ("acoustic_frames", "synthesis", "testsets"), is_stage=True
     ),
     "text": Job(train, "text/backbone", ("text_short",), is_stage=True),
-    "adapter": Job(
-        train, "adapter/checkpoint", ("acoustic_ctc", "text", "synthesis", "testsets"), is_stage=True
+    "projector": Job(
+        train, "projector/checkpoint", ("acoustic_ctc", "text", "synthesis", "testsets"), is_stage=True
     ),
+    "adapter": Job(train, "adapter/checkpoint", ("projector",), is_stage=True),
     "joint": Job(train, "joint/checkpoint", ("adapter",), is_stage=True),
     "checkpoint": Job(checkpoint, "checkpoint", ("joint",)),
     "evaluation": Job(evaluation, "evaluation/evaluation.json", ("checkpoint", "testsets"), may_be_cut=True),
