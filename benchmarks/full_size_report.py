@@ -230,6 +230,25 @@ def summary(content: Record) -> str:
     return "\n".join([*lines, f"skipped {len(content['skipped'])}, failed {len(content['failed'])}"])
 
 
+def memory_table(content: Record) -> str:
+    """What ``quantised_memory.py`` measured: GB of the whole backbone in each way of loading it."""
+    head = ["backbone", "all", "experts", "other layers", "the rest", "experts held in", "ran on the CPU"]
+    rows: list[Sequence[object]] = []
+    for record in content["methods"]:
+        if "refused" in record:
+            rows.append([record["method"], *"–" * 5, f"refused: {record['refused']}"])
+            continue
+        sizes = (f"{record[f'{part}_gb']:.1f}" for part in ("total", "experts", "other_layers", "rest"))
+        held: Record = {}
+        for part, counts in record["measured_bytes"].items():
+            for dtype, n_bytes in counts.items() if part.endswith("experts") else ():
+                held[dtype] = held.get(dtype, 0) + n_bytes
+        share = {dtype: round(100 * n_bytes / sum(held.values())) for dtype, n_bytes in held.items()}
+        types = ", ".join(f"{dtype} {percent} %" for dtype, percent in share.items() if percent)
+        rows.append([record["method"], *sizes, types, record["runs_here"]])
+    return table(head, rows)
+
+
 def estimate(floor: Floor, machine: Machine, sizes: Sizes) -> str:
     """The floor of every cell as a page, marked as what it is."""
     parts = [

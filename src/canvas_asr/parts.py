@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, PreTrainedConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -22,7 +21,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from .configuration import CanvasASRConfig
 from .errors import CheckpointError, OptionError
 from .hub import DEFAULT_ACCESS, UNREADABLE, HubAccess, cannot_load, is_hub_name, quietly
-from .placement import backbone_bytes, divide_backbone, quantization_method
+from .placement import backbone_bytes, divide_backbone
+from .quantised import missing_tensor, share_scales, stored_compressed
 
 # A stock Whisper checkpoint holds its encoder under this prefix.
 _WHISPER_KEYS = {r"^model\.encoder\.": ""}
@@ -204,7 +204,7 @@ def load_frozen(
     """
     check_memory(backbone.source, backbone_config, options)
     device_map = place_backbone(backbone.source, backbone_config, options)
-    quantization = options.quantization_config or _stored_compressed(backbone, backbone_config)
+    quantization = options.quantization_config or stored_compressed(backbone.source, backbone_config)
     placed = {
         key: value
         for key, value in (("device_map", device_map), ("quantization_config", quantization))
@@ -214,49 +214,6 @@ def load_frozen(
     return model, load_part(
         WhisperEncoder, encoder, options, dtype=compute_dtype(model), key_mapping=_WHISPER_KEYS
     )
-
-
-def _stored_compressed(part: Part, config: DiffusionGemmaConfig) -> Any:
-    """Make a backbone in the format of compressed-tensors readable, as RedHatAI publishes it in FP8.
-
-    It has each expert by itself, where the model has a layer's experts in one tensor; transformers brings
-    weights back to the precision asked for before it stacks them, and the format's other ways do not know
-    that encoder and decoder share them.
-
-    Returns:
-        The configuration to load with; None for a backbone in another format.
-
-    Raises:
-        CheckpointError: If the library of the format is not installed, or transformers too old for it.
-    """
-    if quantization_method(getattr(config, "quantization_config", None)) != "compressed-tensors":
-        return None
-    from transformers import CompressedTensorsConfig
-    from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
-    from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
-
-    if not hasattr(CompressedTensorsHfQuantizer, "get_load_operations"):  # as in 5.17: it loses shared scales
-        raise CheckpointError(
-            f"{part.source}: is in the format of compressed-tensors, which transformers "
-            f"{transformers.__version__} cannot read here; pip install -U transformers."
-        )
-
-    stack = MergeModulelist(dim=0)
-    gate_up = ["experts.*.gate_proj.weight", "experts.*.up_proj.weight"]
-    converters: list[Any] = [
-        WeightConverter(gate_up, "experts.gate_up_proj", operations=[stack, Concatenate(dim=1)]),
-        WeightConverter("experts.*.down_proj.weight", "experts.down_proj", operations=[stack]),
-    ]
-    register_checkpoint_conversion_mapping(
-        DiffusionGemmaForBlockDiffusion.__name__, converters, overwrite=True
-    )
-    try:
-        return CompressedTensorsConfig(dequantize=True)
-    except ImportError as error:
-        raise CheckpointError(
-            f"{part.source}: is in the format of compressed-tensors; pip install compressed-tensors."
-        ) from error
 
 
 def load_part(kind: Any, part: Part, options: LoadOptions, **arguments: Any) -> Any:
@@ -295,8 +252,8 @@ def load_part(kind: Any, part: Part, options: LoadOptions, **arguments: Any) -> 
         raise CheckpointError(
             f"{source}: tensor {name!r} has shape {tuple(found)}; its config.json says {tuple(expected)}."
         )
-    for name in sorted(report["missing_keys"]):
-        raise CheckpointError(f"{source}: tensor {name!r} is missing.")
+    for name in sorted(share_scales(model, report["missing_keys"])):
+        raise missing_tensor(source, name, arguments.get("quantization_config"))
     return model
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 LAYERS = ("model.encoder.language_model.layers", "model.decoder.layers")
 
@@ -54,16 +56,31 @@ def backbone_bytes(
         return sum(n_all.values()) * dtype.itemsize
     if method not in ("bitsandbytes", "fp8"):
         return None
-    n_quantized = {
-        id(module.weight): module.weight.numel()
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and name != "lm_head"
-    }
-    if method == "fp8":  # bitsandbytes leaves the experts, three-dimensional parameters, as they are
-        n_quantized |= {id(p): p.numel() for n, p in backbone.named_parameters() if ".experts." in n}
+    n_quantized = {id(p): p.numel() for p in _quantised(backbone, method, _settings(quantized))}
     n_small = sum(n_quantized.values())
     bits = 4 if _settings(quantized).get("load_in_4bit") else 8
     return (sum(n_all.values()) - n_small) * dtype.itemsize + n_small * bits // 8
+
+
+def _quantised(backbone: nn.Module, method: str, settings: dict[str, Any]) -> Iterator[nn.Parameter]:
+    """Yield the parameters that a method quantises; tied ones come more than once.
+
+    Of a configuration that names no modules to leave, transformers leaves every linear map whose weight is
+    shared: here, all layers of the language model.
+    """
+    kept = settings.get("llm_int8_skip_modules") or settings.get("modules_to_not_convert")
+    uses = Counter(id(p) for _, p in backbone.named_parameters(remove_duplicate=False))
+    for name, module in backbone.named_modules(remove_duplicate=False):
+        # bitsandbytes leaves the experts, three-dimensional parameters, as they are.
+        is_experts = method == "fp8" and name.endswith(".experts")
+        if not (is_experts or isinstance(module, nn.Linear)):
+            continue
+        if kept is None:
+            converted = is_experts or uses[id(module.weight)] == 1
+        else:
+            converted = should_convert_module(name, kept)  # type: ignore[no-untyped-call]
+        if converted:
+            yield from module.parameters()
 
 
 def divide_backbone(config: DiffusionGemmaConfig, n_bytes: int, room: Sequence[int]) -> dict[str, int] | None:

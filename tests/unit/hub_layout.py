@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from small_models import AUDIO_ENCODER, BACKBONE, TINY
 from transformers import (
     AutoTokenizer,
@@ -50,43 +47,3 @@ def put_in_cache(cache: Path, name: str, folder: Path, *, revision: str = "main"
     (repository / "refs").mkdir()
     (repository / "refs" / revision).write_text(COMMIT)
     return repository / "snapshots" / COMMIT
-
-
-def compress_backbone(source: Path, folder: Path) -> Path:
-    """Write a backbone as it is published in FP8: compressed-tensors, each expert alone, a scale a row."""
-    shutil.copytree(source, folder)
-    compressed: dict[str, torch.Tensor] = {}
-
-    def compress(name: str, weight: torch.Tensor) -> None:
-        scale = (weight.abs().amax(dim=1, keepdim=True) / 448).clamp(min=1e-12)
-        compressed[f"{name}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
-        compressed[f"{name}.weight_scale"] = scale
-
-    for name, tensor in load_file(source / "model.safetensors").items():
-        stem, _, end = name.rpartition(".")
-        if stem.endswith(".experts"):
-            for i, expert in enumerate(tensor):
-                pair = zip(("gate_proj", "up_proj"), expert.chunk(2), strict=True)
-                for part, weight in pair if end == "gate_up_proj" else [(end, expert)]:
-                    compress(f"{stem}.{i}.{part}", weight)
-        elif re.search(r"decoder\.layers\.\d+\.(self_attn|mlp)\.\w_?\w*_?proj\.weight$", name):
-            compress(stem, tensor)
-        else:
-            compressed[name] = tensor
-    save_file(compressed, folder / "model.safetensors", metadata={"format": "pt"})
-    number = {"num_bits": 8, "symmetric": True, "type": "float"}
-    group = {
-        "targets": ["Linear"],
-        "weights": {**number, "dynamic": False, "strategy": "channel"},
-        "input_activations": {**number, "dynamic": True, "strategy": "token"},
-    }
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": ["lm_head", "re:.*vision.*", "re:.*embed.*", "re:.*router.*", "re:.*self_conditioning.*"],
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder

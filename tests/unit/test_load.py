@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from hub_layout import compress_backbone, put_in_cache, write_backbone, write_whisper
+from hub_layout import put_in_cache, write_backbone, write_whisper
 from made_up_clips import tones
 from small_models import TINY, small_model, small_processor
-from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 from transformers.utils import logging
 
 from canvas_asr import CheckpointError, OptionError, Transcriber, load
@@ -253,51 +252,6 @@ def test_parts_have_revisions_of_their_own(
     for asr in (loaded, of_file, load(tmp_path / "converted", device="cpu")):
         assert (asr.model.config.backbone, asr.model.config.backbone_revision) == (BACKBONE, "v3")
         assert asr.model.config.audio_encoder_revision is None
-
-
-def test_a_backbone_published_in_fp8_is_read(
-    trained: CanvasASRModel, parts: dict[str, Path], tmp_path: Path
-) -> None:
-    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
-    if not hasattr(CompressedTensorsHfQuantizer, "get_load_operations"):
-        pytest.skip("this transformers reads no compressed-tensors with shared weights")
-    trained.save_pretrained(tmp_path / "adapter")
-    backbone = compress_backbone(parts[BACKBONE], tmp_path / "fp8")
-    asr = load(tmp_path / "adapter", device="cpu", backbone=backbone, audio_encoder=parts[ENCODER])
-    before = dict(trained.backbone.named_parameters())
-    changed = 0
-    for name, parameter in asr.model.backbone.named_parameters():
-        assert parameter.dtype == torch.float32
-        torch.testing.assert_close(parameter, before[name], rtol=0.07, atol=1e-4)  # e4m3: 4 bits of a number
-        changed += not torch.equal(parameter, before[name])
-    assert changed == 17  # 7 projections of attention, 6 of the dense MLP, 4 tensors of experts
-    assert asr.transcribe((tones(0.5, 0), RATE_HZ), steps=2).passes == 2
-
-
-@pytest.mark.parametrize("lacking", ["library", "transformers"])
-def test_what_the_format_of_a_backbone_needs_is_named(
-    lacking: str,
-    trained: CanvasASRModel,
-    parts: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(**_: Any) -> None:
-        raise ImportError("no compressed_tensors")
-
-    monkeypatch.setattr("transformers.CompressedTensorsConfig", refuse)
-    if lacking == "library":
-        monkeypatch.setattr(CompressedTensorsHfQuantizer, "get_load_operations", dict, raising=False)
-        message = r"fp8: is in the format of compressed-tensors; pip install compressed-tensors\."
-    else:
-        for kind in CompressedTensorsHfQuantizer.__mro__:
-            if "get_load_operations" in vars(kind):
-                monkeypatch.delattr(kind, "get_load_operations")
-        message = r"fp8: is in the format of compressed-tensors, which .* pip install -U transformers\."
-    trained.save_pretrained(tmp_path / "adapter")
-    backbone = compress_backbone(parts[BACKBONE], tmp_path / "fp8")
-    with pytest.raises(CheckpointError, match=message):
-        load(tmp_path / "adapter", device="cpu", backbone=backbone, audio_encoder=parts[ENCODER])
 
 
 @pytest.mark.parametrize("by_folder", [False, True])

@@ -24,7 +24,7 @@ from canvas_asr.placement import backbone_bytes
 from canvas_asr.published import published_config
 
 CONFIG = DiffusionGemmaConfig(**BACKBONE)
-FP8 = {"quant_method": "fp8"}
+FP8 = {"quant_method": "fp8", "modules_to_not_convert": ["lm_head"]}
 
 
 # Room on the GPU
@@ -43,10 +43,14 @@ def test_bytes_are_those_of_the_distinct_weights() -> None:
     assert n_experts > 0
     assert backbone_bytes(CONFIG, torch.float32) == 4 * n_all
     assert backbone_bytes(CONFIG, torch.bfloat16) == 2 * n_all
-    four_bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    four_bits = {"quant_method": "bitsandbytes", "load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]}
     assert backbone_bytes(CONFIG, torch.bfloat16, four_bits) == 2 * (n_all - n_linear) + n_linear // 2
+    # Of a configuration that names none to leave, linear maps with shared weights are left.
+    shared = {*backbone.model.decoder.layers.parameters()}
+    n_apart = sum(w.numel() for w in linear - shared)
+    assert 0 < n_apart < n_linear / 2
     eight_bits = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    assert backbone_bytes(CONFIG, torch.bfloat16, eight_bits) == 2 * (n_all - n_linear) + n_linear
+    assert backbone_bytes(CONFIG, torch.bfloat16, eight_bits) == 2 * (n_all - n_apart) + n_apart
     n_small = n_linear + n_experts
     assert backbone_bytes(CONFIG, torch.bfloat16, FP8) == 2 * (n_all - n_small) + n_small
     stored = DiffusionGemmaConfig(**BACKBONE, quantization_config=FP8)
@@ -58,7 +62,9 @@ def test_the_full_size_needs_52_gb_and_eight_bits_of_the_experts_halve_it() -> N
     config = published_config().backbone_config
     assert round(backbone_bytes(config, torch.bfloat16) / 1e9, 1) == 51.6
     four_bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    assert backbone_bytes(config, torch.bfloat16, four_bits) > 47e9  # the experts stay as they are
+    assert backbone_bytes(config, torch.bfloat16, four_bits) > 50e9  # the layers stay as they are
+    four_bits["llm_int8_skip_modules"] = ["lm_head"]
+    assert 47e9 < backbone_bytes(config, torch.bfloat16, four_bits) < 49e9  # the experts do
     assert backbone_bytes(config, torch.bfloat16, FP8) < 28e9
 
 
