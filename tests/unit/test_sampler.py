@@ -354,3 +354,15 @@ def test_sampling_leaves_the_prefix_as_it_is(model: CanvasASRModel) -> None:
     sample(model.backbone, prefix, torch.tensor([10]), words, SamplerConfig(3, 8), clip_keys=[0])
     for layer, kept in zip(prefix.layers, before.layers, strict=True):
         assert torch.equal(layer.keys, kept.keys)
+
+
+def test_entropy_is_that_of_the_allowed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "output_logits", lambda _backbone, hidden: hidden)
+    logits = 5 * torch.randn(2, C, V, generator=torch.Generator().manual_seed(0))
+    logits[:, :, list(FORBIDDEN)] = 9.0
+    words = vocabulary()
+    reading = module.read_canvas(None, logits, words, wants_soft=False, wants_entropy=True)  # type: ignore[arg-type]
+    expected = torch.distributions.Categorical(logits=logits[:, :, words.text]).entropy()
+    assert reading.entropy is not None
+    torch.testing.assert_close(reading.entropy, expected, atol=1e-5, rtol=1e-4)
+    assert module.read_canvas(None, logits, words, wants_soft=False).entropy is None  # type: ignore[arg-type]
