@@ -93,6 +93,24 @@ def test_json_is_one_object_a_line_with_every_field(
         assert [token["id"] for token in found["tokens"]] == [token["id"] for token in wanted["tokens"]]
 
 
+def test_strategies_are_options_too(
+    model: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--init", "draft-slots", "--canvas", "auto", "--acceptance", "threshold", "--fusion", "0.5"]
+    assert transcribe(model, *files, "--steps", "2", *options, "--accept-threshold", "0.2", "--json") == 0
+    read = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = canvas_asr.load(model, device="cpu").transcribe(
+        files,
+        steps=2,
+        init="draft-slots",
+        canvas="auto",
+        acceptance="threshold",
+        fusion=0.5,
+        accept_threshold=0.2,
+    )
+    assert [(one["text"], one["passes"]) for one in read] == [(one.text, one.passes) for one in expected]
+
+
 def test_results_come_before_later_files_are_read(
     model: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from canvas_asr.errors import AudioError
 from canvas_asr.result import Transcript
 
+from .decoding_options import add_decoding_options, decoding_arguments
 from .messages import complain, ctrl_c
 from .model_options import add_model_options, add_place_options, load_arguments
 
@@ -25,15 +26,9 @@ def add_parser(commands: Any) -> None:
         default="tiny",
         help="tiny (embedded, the default), a checkpoint folder, a name of the hub, or an adapter file",
     )
-    parser.add_argument("--language", help="code such as de; detected if not given")
-    parser.add_argument("--steps", type=int, default=8, help="denoising passes (default 8)")
-    parser.add_argument(
-        "--init", default="noise", help="what the canvas starts from: noise (default) or draft"
-    )
-    parser.add_argument("--canvas", type=int, help="tokens of the canvas (default: the model's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--batch-size", type=int, default=8, help="files transcribed together (default 8)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
+    add_decoding_options(parser)
     place = parser.add_argument_group("where it runs")
     add_place_options(place)
     place.add_argument(
@@ -51,13 +46,7 @@ def run(options: argparse.Namespace) -> int:
     transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
     n_failed = 0
     for result in transcriber.transcribe_files(
-        options.files,
-        options.language,
-        options.steps,
-        init=options.init,
-        canvas=options.canvas,
-        seed=options.seed,
-        batch_size=options.batch_size,
+        options.files, batch_size=options.batch_size, **decoding_arguments(options)
     ):
         ctrl_c.check()
         if isinstance(result, AudioError):

@@ -1,0 +1,58 @@
+"""Options of decoding on the command line: those of :class:`~canvas_asr.options.DecodingOptions`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from canvas_asr.options import ACCEPTANCES, AUTO, RISKS, SELF_CONDITIONING, STARTS, DecodingOptions
+
+
+def canvas_length(text: str) -> int | str:
+    """Read ``auto`` or a number of tokens."""
+    return text if text == AUTO else int(text)
+
+
+def add_decoding_options(parser: Any) -> None:
+    """Add how clips are decoded; names and defaults are those of the Python interface."""
+    parser.add_argument("--language", help="code such as de; detected if not given")
+    parser.add_argument("--steps", type=int, default=8, help="most denoising passes (default 8)")
+    parser.add_argument(
+        "--init", default="noise", help=f"what the canvas starts from: {', '.join(STARTS)} (default noise)"
+    )
+    parser.add_argument(
+        "--canvas",
+        type=canvas_length,
+        metavar="TOKENS",
+        help="length of the canvas; auto: as the draft needs (default: the model's)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    group = parser.add_argument_group("how it is decoded")
+    for name, kind, text in (
+        ("self_conditioning", str, f"what the first pass is told: {', '.join(SELF_CONDITIONING)}"),
+        ("draft_threshold", float, "draft tokens of a lower CTC posterior are replaced by noise"),
+        ("acceptance", str, f"which predictions a pass keeps: {', '.join(ACCEPTANCES)}"),
+        ("entropy_bound", float, "nats that the kept predictions may have, for entropy-bound"),
+        ("accept_threshold", float, "probability from which a prediction is kept, for threshold"),
+        ("stop_entropy", float, "a stable text of a lower mean entropy in nats takes no further pass"),
+        ("stability", int, "passes in a row with the same text that make it stable"),
+        ("fusion", float, "weight of the CTC log posteriors in every pass"),
+        ("gate", float, "clips whose CTC frames are all this certain get their draft, in no pass"),
+        ("candidates", int, "canvases a clip; the answer is that of minimum Bayes risk"),
+        ("risk", str, f"what candidates are compared by: {', '.join(RISKS)}"),
+    ):
+        default = getattr(DecodingOptions(), name)
+        shown = "off" if default in (None, 0.0) else default
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            metavar="NAME" if kind is str else "N",
+            help=f"{text} (default {shown})",
+        )
+
+
+def decoding_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Give what was parsed as arguments of ``transcribe``."""
+    return {field.name: getattr(options, field.name) for field in fields(DecodingOptions)}
