@@ -43,7 +43,7 @@ class Plan:
         few: Clips of each language for slow settings and stock ``generate``.
         limit: Clips of each language for the others; None: all.
         batches: Clips at once, of the parts.
-        canvases: Canvas lengths, of the parts; None: up to the model's longest.
+        canvases: Canvas lengths, of the parts, up to the model's longest; its default is always among them.
         passes: Of the composed times.
         whole_batches: Clips at once, of whole systems.
         n_whole: Clips that whole systems read at least.
@@ -94,7 +94,7 @@ SMALL = Plan(
     few=1,
     limit=2,
     batches=(1, 2),
-    canvases=(16,),
+    canvases=(8,),
     passes=(0, 1, 2),
     whole_batches=(1, 2),
     n_whole=1,
@@ -102,6 +102,25 @@ SMALL = Plan(
     repeats=1,
     side=64,
 )
+
+
+def check_model(folder: Path, model: Any) -> None:
+    """Refuse to go on with what another model of the same name has left behind.
+
+    Raises:
+        OptionError: If the folder is another model's.
+    """
+    import torch
+
+    from canvas_asr.errors import OptionError
+
+    sums = [(name, float(p.detach().sum(dtype=torch.float64))) for name, p in model.named_parameters()]
+    digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    path = folder / "model.sha256"
+    if path.is_file() and path.read_text("utf-8").strip() != digest:
+        raise OptionError(f"--work {folder}: was made with another model; give another folder, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(digest + "\n", encoding="utf-8")
 
 
 class Phases:
@@ -201,7 +220,7 @@ def speed(options: argparse.Namespace, plan: Plan, asr: Any, phases: Phases, sto
     audio_s = min(plan.audio_s, asr.max_audio_s)
     clips = long_clips(source, max(plan.n_whole, *plan.batches), audio_s)
     config = asr.model.config
-    canvases = [n for n in plan.canvases if n <= config.max_canvas_length]
+    canvases = sorted({config.canvas_length, *(n for n in plan.canvases if n <= config.max_canvas_length)})
     key = [options.model, asdict(plan), options.threads, options.ours, stock]
     parts = Parts(asr, plan.repeats)
     found = {
@@ -282,6 +301,7 @@ def measure(options: argparse.Namespace, plan: Plan, command: str, load_model: C
     from decoding_report import markdown, targets
 
     asr = load_model(options.model)
+    check_model(options.work, asr.model)
     phases = Phases(options.work / "speed.json", options.tell)
     content: dict[str, Any] = {
         "command": command,

@@ -76,6 +76,9 @@ def test_the_small_run_measures_everything_and_goes_on(
     assert decoding.main(arguments, lambda _: asr) == 0
     assert capsys.readouterr().out.count("kept from an earlier run") == 6
     assert json.loads((out / "a.json").read_text())["accuracy"] == content["accuracy"]
+    other = Transcriber(small_model(seed=1), asr.processor)
+    assert decoding.main(arguments, lambda _: other) == 1
+    assert "was made with another model; give another folder" in capsys.readouterr().err
 
 
 def test_a_small_run_is_not_written_into_the_documentation(modules: dict[str, ModuleType]) -> None:
