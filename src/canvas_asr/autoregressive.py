@@ -20,6 +20,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from .backbone import crop_cache
 from .canvas import Vocabulary, place_tags
+from .canvas_batch import FinishedCanvas
 from .configuration import text_config
 from .decoding import CanvasDecoder, Prefix
 from .encoder import attention_mask, length_mask
@@ -164,18 +165,6 @@ class AutoregressiveDecoder:
         tag = None if language is None else decoder.languages.get(language)
         limit = decoder.config.max_canvas_length if max_tokens is None else max_tokens
         found = write_greedily(model.backbone, prefix, decoder.vocabulary, limit, [tag] * len(mel))
-        return [self._result(found, row, language) for row in range(len(mel))]
-
-    def _result(self, found: Written, row: int, language: str | None) -> Decoded:
-        ids, tags = found.ids[row].tolist(), found.tag_probabilities[row].tolist()
-        span = self.decoder.text_span(ids)
-        best = max(range(len(tags)), key=tags.__getitem__) if tags else -1
-        return Decoded(
-            ids=ids[span],
-            confidences=found.confidence[row].tolist()[span],
-            language=list(self.decoder.languages)[best] if tags else language or "",
-            language_confidence=tags[best] if tags else float(bool(language)),
-            draft=[],
-            passes=int(found.n_written[row]),
-            truncated=span.stop == len(ids),
-        )
+        columns = found.ids, found.confidence, found.tag_probabilities, found.n_written.tolist()
+        rows = (FinishedCanvas(None, *row) for row in zip(*columns, strict=True))
+        return [decoder.result(row, (), language) for row in rows]
