@@ -77,7 +77,9 @@ class Rows:
     def select(self, rows: Tensor) -> Rows:
         """Give the chosen rows, (B',) int64."""
         kept: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(**{name: None if tensor is None else tensor[rows] for name, tensor in kept.items()})
+        for name, tensor in kept.items():
+            kept[name] = None if tensor is None else tensor[rows]
+        return Rows(**kept)
 
     def join(self, other: Rows) -> Rows:
         """Put other rows behind these, everything padded to the larger."""

@@ -182,16 +182,11 @@ def sample(
     """
     batch = CanvasBatch(backbone, vocabulary, config, run_pass)
     n_clips = len(clip_keys)
+    known = tags or [None] * n_clips
+    starts = [None] * n_clips if drafts is None else [Draft(ids) for ids in drafts]
     rows = [
-        CanvasRow(
-            i,
-            clip_keys[i],
-            config.seed,
-            config.canvas_length,
-            None if tags is None else tags[i],
-            None if drafts is None else Draft(drafts[i]),
-        )
-        for i in range(n_clips)
+        CanvasRow(i, key, config.seed, config.canvas_length, tag, draft)
+        for i, (key, tag, draft) in enumerate(zip(clip_keys, known, starts, strict=True))
     ]
     batch.add(prefix, n_prompt, rows)
     shown = torch.full((n_clips, config.canvas_length), vocabulary.eos, device=n_prompt.device)

@@ -61,16 +61,16 @@ class Spikes:
         n_spikes = self.tokens.shape[1]
         if not n_spikes:
             return torch.full_like(canvas, -1)
-        # Small shifts first: of equal ones the first wins.
-        shifts = sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs)
+        # 0, -1, 1, -2, 2, ...: of shifts that fit as well the first, that is the smallest, wins.
+        order = torch.arange(2 * MAX_SHIFT + 1, device=canvas.device)
+        shifts = torch.where(order % 2 == 0, order, -order - 1).div(2, rounding_mode="trunc")
         places = torch.arange(canvas.shape[1], device=canvas.device)
-        candidates = places[None, :] - first + torch.tensor(shifts, device=canvas.device)[:, None]
+        candidates = places[None, :] - first + shifts[:, None]
         inside = (places >= first)[None, :] & (candidates >= 0) & (candidates < n_spikes)
         spelt = self.tokens[:, candidates.clamp(0, n_spikes - 1), 0]  # (B, shifts, C)
         agree = (inside & (spelt == canvas[:, None, :]) & in_text[:, None, :]).float()
         score = torch.nn.functional.avg_pool1d(agree, WINDOW, stride=1, padding=WINDOW // 2)
-        cost = torch.arange(len(shifts), device=canvas.device)[None, :, None]
-        best = (score - 1e-4 * cost).argmax(dim=1, keepdim=True)  # (B, 1, C)
+        best = (score - 1e-4 * order[None, :, None]).argmax(dim=1, keepdim=True)  # (B, 1, C)
         spike = candidates[None].expand(len(canvas), -1, -1).gather(1, best)[:, 0]
         fits = inside[None].expand(len(canvas), -1, -1).gather(1, best)[:, 0]
         agrees = score.gather(1, best)[:, 0] > 0
