@@ -1,8 +1,8 @@
 """Speed and memory of the published system at full size, with random weights, on one GPU.
 
-    python benchmarks/full_size.py                       # one GPU of 80 GB or more, under nine minutes
-    python benchmarks/full_size.py --small --out /tmp/x  # every line that a CPU can run, on a small geometry
-    python benchmarks/full_size.py --estimate            # no GPU: the floor, written down as an estimate
+    python benchmarks/full_size.py                        # one GPU of 80 GB or more, under nine minutes
+    python benchmarks/full_size.py --small --out results  # every line that a CPU can run, on a small geometry
+    python benchmarks/full_size.py --estimate             # no GPU: the floor, written down as an estimate
 
 Measured are the parts (audio encoder, draft, prefix, first pass, further pass) of every shape; the grid of
 passes is composed of them, and six of its cells are run as a whole to check that. Log-mel features are made
@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from full_size_floor import H200, Floor, Machine
 from full_size_measure import Bench
-from full_size_report import compose, estimate, markdown, summary, targets
+from full_size_report import compose, estimate, markdown, memory_section, summary, targets
 from full_size_timing import MEASURING_ERRORS, Budget, Record, Sizes, ceilings
 
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.published import published_config
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+NEEDED_BYTES = 62_000_000_000  # the weights, and a batch's logits and caches
 
 # Of the first kind come the targets: one pass and eight, batch and canvas.
 FULL = Sizes(
@@ -101,6 +103,14 @@ def environment(device: torch.device) -> Record:
     }
 
 
+def write_page(folder: Path, text: str) -> None:
+    """Write the page, and on it what ``quantised_memory.py`` has measured."""
+    memory = folder / "quantised_memory.json"
+    if memory.is_file():
+        text = f"{text}\n{memory_section(json.loads(memory.read_text(encoding='utf-8')))}"
+    (folder / "full_size.md").write_text(text, encoding="utf-8")
+
+
 class Run:
     """What was measured so far, written to disk after every phase."""
 
@@ -145,7 +155,7 @@ class Run:
         text = json.dumps(self.content, ensure_ascii=False, indent=1) + "\n"
         (self.folder / "full_size.json").write_text(text, encoding="utf-8")
         if "floor_machine" in self.content:
-            (self.folder / "full_size.md").write_text(markdown(self.content), encoding="utf-8")
+            write_page(self.folder, markdown(self.content))
 
 
 def measure(run: Run, config: CanvasASRConfig, sizes: Sizes, device: torch.device) -> None:
@@ -173,7 +183,7 @@ def measure(run: Run, config: CanvasASRConfig, sizes: Sizes, device: torch.devic
     run.phase("verification", 20, lambda: bench.verify(grid))
     run.phase("stock_generate", 20, bench.stock_generate)
     run.phase("profile", 15, bench.profile)
-    run.phase("compiled_parts", 90, lambda: bench.compiled("eager" if small else "inductor"))
+    run.phase("compiled_parts", 120, lambda: bench.compiled("eager" if small else "inductor"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,13 +200,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = options.out or DOCS
     if options.estimate:
         folder.mkdir(parents=True, exist_ok=True)
-        text = estimate(Floor(published_config()), H200, FULL)
-        (folder / "full_size.md").write_text(text, encoding="utf-8")
+        write_page(folder, estimate(Floor(published_config()), H200, FULL))
         return 0
     if options.small and options.out is None:
         parser.error("--small measures nothing worth keeping in docs/: give --out")
     if not options.small and not torch.cuda.is_available():
         parser.error("no CUDA device: give --small or --estimate")
+    if not options.small and (free := torch.cuda.mem_get_info(0)[0]) < NEEDED_BYTES:
+        parser.error(f"{free / 1e9:.0f} GB of the GPU are free, {NEEDED_BYTES / 1e9:.0f} GB are needed")
     device = torch.device("cpu" if options.small else "cuda:0")
     command = "python benchmarks/full_size.py" + (" --small" if options.small else "")
     run = Run(folder, {"command": command, "environment": environment(device)}, Budget(options.limit_s))

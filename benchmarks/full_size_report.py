@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
 from typing import Any
 
 from full_size_floor import CLIPS, PROMPT_TEXT, Clip, Floor, Machine, n_audio_tokens
@@ -230,13 +231,44 @@ def summary(content: Record) -> str:
     return "\n".join([*lines, f"skipped {len(content['skipped'])}, failed {len(content['failed'])}"])
 
 
-def memory_table(content: Record) -> str:
+MEMORY_HEAD = r"""## Memory of the backbone, quantised
+
+Measured without a GPU, by `{command}`
+({versions}).
+Layers of both kinds at full width with {measured} of their {experts} experts, times {sliding} and {full}
+layers, and the whole vocabulary, self-conditioning and the vision tower. GB of all distinct tensors, scales
+included; the audio encoder, the adapter, caches and activations come on top. Whether each is fast, or runs at all, on a GPU was
+not tried.
+
+Unless it is told what to leave, `transformers` leaves every linear map whose weight is shared, and here
+encoder and decoder share all layers: only the vision tower and self-conditioning get smaller. *Layers too*:
+with `llm_int8_skip_modules=["lm_head"]` (bitsandbytes) or `modules_to_not_convert=["lm_head"]` (the others).
+The experts, nine tenths of the weights, are no linear maps, and stay in bfloat16 all the same, but for the
+methods that name them. FP8 in blocks of 64 needs `pip install kernels` and a GPU to run; bitsandbytes' 4 bits
+fail in its kernel for CPUs, at the router. The last line is
+
+    from torchao.quantization import Float8WeightOnlyConfig, FqnToConfig
+    fp8 = Float8WeightOnlyConfig()
+    kinds = {{r"re:.*\.experts\.(gate_up_proj|down_proj)": fp8, "_default": fp8}}
+    TorchAoConfig(FqnToConfig(kinds), modules_to_not_convert=["lm_head"])
+"""
+
+
+def memory_section(content: Record) -> str:
     """What ``quantised_memory.py`` measured: GB of the whole backbone in each way of loading it."""
-    head = ["backbone", "all", "experts", "other layers", "the rest", "experts held in", "ran on the CPU"]
+    text = MEMORY_HEAD.format(
+        command=content["command"],
+        versions=", ".join(f"{name} {number}" for name, number in content["versions"].items()),
+        measured=content["experts_measured"],
+        experts=content["experts"],
+        sliding=content["layers"]["sliding_attention"],
+        full=content["layers"]["full_attention"],
+    )
+    head = ["backbone", "all", "experts", "other layers", "the rest", "experts held in", "a pass on the CPU"]
     rows: list[Sequence[object]] = []
     for record in content["methods"]:
         if "refused" in record:
-            rows.append([record["method"], *"–" * 5, f"refused: {record['refused']}"])
+            rows.append([record["method"], *"–" * 5, f"refused: {shorten(record['refused'], 90)}"])
             continue
         sizes = (f"{record[f'{part}_gb']:.1f}" for part in ("total", "experts", "other_layers", "rest"))
         held: Record = {}
@@ -245,8 +277,8 @@ def memory_table(content: Record) -> str:
                 held[dtype] = held.get(dtype, 0) + n_bytes
         share = {dtype: round(100 * n_bytes / sum(held.values())) for dtype, n_bytes in held.items()}
         types = ", ".join(f"{dtype} {percent} %" for dtype, percent in share.items() if percent)
-        rows.append([record["method"], *sizes, types, record["runs_here"]])
-    return table(head, rows)
+        rows.append([record["method"], *sizes, types, shorten(record["runs_here"], 90)])
+    return "\n".join([text, table(head, rows)])
 
 
 def estimate(floor: Floor, machine: Machine, sizes: Sizes) -> str:
@@ -279,7 +311,7 @@ def estimate(floor: Floor, machine: Machine, sizes: Sizes) -> str:
 
 ESTIMATE_HEAD = """# The published system at full size: an estimate, not a measurement
 
-Nothing on this page was measured: no GPU was at hand. It is the floor, the least time that any program can
+No time on this page was measured: no GPU was at hand. Times are the floor, the least that any program can
 take on one {machine.name}, by `python benchmarks/full_size.py --estimate`; without that option the same
 command measures on a GPU and replaces this page.
 

@@ -73,6 +73,7 @@ class Timer:
             function()
             return time.perf_counter() - start_s
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)  # else work still queued would hide the time of launching this
         start.record()
         function()
         end.record()

@@ -8,6 +8,7 @@ A checkpoint with random weights is written that lacks most layers: it has one o
 attention, at full width, with some of the experts, the whole vocabulary, self-conditioning and one layer of
 the vision tower. It is loaded by this package in every way, and the bytes of all distinct tensors are
 counted. The whole is what was measured times the number of layers, or of experts, which are all alike.
+``python benchmarks/full_size.py --estimate`` then puts the table on its page.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import transformers
 from fp8_layouts import NOT_CONVERTED as NOT_CONVERTED
 from fp8_layouts import block_backbone, compress_backbone
 from full_size import DOCS, SMALL_TEXT, small_config
-from full_size_report import memory_table
+from full_size_report import memory_section
 from torch import Tensor, nn
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -206,7 +207,8 @@ def measure(method: Method, config: DiffusionGemmaConfig, n_experts: int, encode
         stored = read_part_config(DiffusionGemmaConfig, part, options.access)
         backbone, _ = load_frozen(part, Part(str(encoder)), stored, options)
     except Exception as error:  # a library that is not there, or does not know these modules
-        return {**record, "refused": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        reason = " ".join(str(error).replace(str(folder), folder.name).split())
+        return {**record, "refused": f"{type(error).__name__}: {reason[:300]}"}
     parts = record["measured_bytes"] = measure_bytes(backbone)
     record.update(compose(parts, config, n_experts), runs_here=run_once(backbone))
     return {**record, "seconds": round(time.perf_counter() - started, 1)}
@@ -280,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(record), flush=True)
             written = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
             (out / "quantised_memory.json").write_text(written, encoding="utf-8")
-    print(memory_table(content))
+    print(memory_section(content))
     return 0
 
 

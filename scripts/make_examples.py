@@ -1,7 +1,7 @@
 """Make the clips in examples/: one everyday sentence a language, in a voice that training never hears.
 
     python scripts/make_examples.py            # writes examples/*.flac and examples/README.md
-    python scripts/make_examples.py --out /tmp/clips
+    python scripts/make_examples.py --out clips
 
 Needs Debian's espeak-ng and flite, and the extra [train] for pinyin. The same versions of them give the same
 samples: say them in this order, in a process of their own, since the engines remember what they said before.

@@ -4,8 +4,8 @@
 # cores (by its time limits; it has been run in small and on CPUs only so far). `--small` is a miniature for two
 # cores. No network is used. Called again, it goes on where it was.
 #
-#   scripts/train_tiny_gpu.sh --sentences data/text --real data/speech --work /tmp/tiny --out out
-#   scripts/train_tiny_gpu.sh --small --sentences data/text --work /tmp/small --out out
+#   scripts/train_tiny_gpu.sh --sentences data/text --real data/speech --work work --out out
+#   scripts/train_tiny_gpu.sh --small --sentences data/text --work work-small --out out
 #   scripts/train_tiny_gpu.sh --join out --into somewhere          # unpacks somewhere/checkpoint
 #
 # What the machine lacks can be carried to it:
