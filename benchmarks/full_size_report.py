@@ -237,15 +237,15 @@ Measured without a GPU, by `{command}`
 ({versions}).
 Layers of both kinds at full width with {measured} of their {experts} experts, times {sliding} and {full}
 layers, and the whole vocabulary, self-conditioning and the vision tower. GB of all distinct tensors, scales
-included; the audio encoder, the adapter, caches and activations come on top. Whether each is fast, or runs at all, on a GPU was
-not tried.
+included; the audio encoder, the adapter, caches and activations come on top. Whether each is fast, or runs at
+all, on a GPU was not tried.
 
 Unless it is told what to leave, `transformers` leaves every linear map whose weight is shared, and here
 encoder and decoder share all layers: only the vision tower and self-conditioning get smaller. *Layers too*:
 with `llm_int8_skip_modules=["lm_head"]` (bitsandbytes) or `modules_to_not_convert=["lm_head"]` (the others).
 The experts, nine tenths of the weights, are no linear maps, and stay in bfloat16 all the same, but for the
 methods that name them. FP8 in blocks of 64 needs `pip install kernels` and a GPU to run; bitsandbytes' 4 bits
-fail in its kernel for CPUs, at the router. The last line is
+fail in its kernel for CPUs. The last line of the table is loaded with
 
     from torchao.quantization import Float8WeightOnlyConfig, FqnToConfig
     fp8 = Float8WeightOnlyConfig()
