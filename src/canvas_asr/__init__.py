@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .modeling import CanvasASRModel
     from .pipeline import CanvasASRPipeline
     from .processing import CanvasASRProcessor
-    from .result import Token, Transcript
+    from .result import Token, Transcript, Word
     from .transcriber import Transcriber, load
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "Token",
     "Transcriber",
     "Transcript",
+    "Word",
     "__version__",
     "load",
     "load_audio",
@@ -61,6 +62,7 @@ _HOME_OF = {
     "Token": "result",
     "Transcriber": "transcriber",
     "Transcript": "result",
+    "Word": "result",
     "load": "transcriber",
     "load_audio": "audio",
 }

@@ -1,4 +1,4 @@
-"""What a transcription returns: a text with its language, its tokens' confidences and what it cost."""
+"""What a transcription returns: a text with its language, its tokens and words, and what it cost."""
 
 from __future__ import annotations
 
@@ -37,6 +37,42 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Word:
+    """One word of a transcript.
+
+    Attributes:
+        text: The word as it stands in the text, its punctuation included.
+        start: Seconds from the beginning of the clip.
+        end: Likewise.
+        confidence: Probability of all its tokens in the last pass, 0 to 1.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If the word ends before it starts, or ``confidence`` is not within 0 to 1.
+        """
+        if not 0 <= self.start <= self.end < math.inf:
+            raise ValueError(f"Word needs 0 <= start <= end, got {self.start} and {self.end}")
+        _check_probability("Word.confidence", self.confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python values for ``json.dumps``."""
+        return {
+            "text": self.text,
+            "start": float(self.start),
+            "end": float(self.end),
+            "confidence": float(self.confidence),
+        }
+
+
+@dataclass(frozen=True)
 class Transcript:
     """The transcript of one clip. ``str(transcript)`` is its text.
 
@@ -52,6 +88,7 @@ class Transcript:
         truncated: True if the text filled the canvas, so that its end may be missing.
         draft: Greedy CTC reading of the audio tokens, if it was computed.
         file: The file it came from, if it came from one.
+        words: The words in order with their times, if they were asked for.
     """
 
     text: str
@@ -65,6 +102,7 @@ class Transcript:
     truncated: bool = False
     draft: str | None = None
     file: str | None = None
+    words: tuple[Word, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -73,6 +111,8 @@ class Transcript:
             ValueError: If a probability is outside 0 to 1, or a count or duration is negative or not finite.
         """
         object.__setattr__(self, "tokens", tuple(self.tokens))
+        if self.words is not None:
+            object.__setattr__(self, "words", tuple(self.words))
         _check_probability("Transcript.language_confidence", self.language_confidence)
         _check_probability("Transcript.confidence", self.confidence)
         for name in ("passes", "audio_s", "seconds"):
@@ -94,6 +134,7 @@ class Transcript:
             "language_confidence": float(self.language_confidence),
             "confidence": float(self.confidence),
             "tokens": [token.to_dict() for token in self.tokens],
+            "words": None if self.words is None else [word.to_dict() for word in self.words],
             "passes": int(self.passes),
             "audio_s": float(self.audio_s),
             "seconds": float(self.seconds),
@@ -136,6 +177,7 @@ class Decoded:
         draft: Token ids of the greedy CTC reading.
         passes: Denoising passes used.
         truncated: Whether the text filled the canvas, so that some of it may be missing.
+        spans: Seconds in which each token was said, start and end; None where nobody asked.
     """
 
     ids: list[int]
@@ -145,6 +187,7 @@ class Decoded:
     draft: list[int]
     passes: int
     truncated: bool
+    spans: list[tuple[float, float]] | None = None
 
 
 def _check_probability(name: str, value: float) -> None:

@@ -45,6 +45,30 @@ def test_text_gives_the_phonemes_of_the_audio(voice: str) -> None:
 
 
 @needs_espeak
+def test_words_have_the_time_of_their_first_phoneme() -> None:
+    text = "Well, of the 25 houses I saw one."
+    speech = espeak.say(text, "en-us")
+    places = [place for place, _, _ in speech.words]
+    # "of the" is run together, and 25 is two words.
+    assert [text[place:].split()[0] for place in places] == [
+        "Well,",
+        "of",
+        "25",
+        "5",
+        "houses",
+        "I",
+        "saw",
+        "one.",
+    ]
+    starts = {start: symbol for start, symbol in speech.phonemes if symbol}
+    assert [starts[start] for _, start, _ in speech.words] == ["w", "ʌ", "t", "f", "h", "aɪ", "s", "w"]
+    bounds = [time for _, start, end in speech.words for time in (start, end)]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] <= len(speech.samples)
+    assert speech.words[1][1] - speech.words[0][2] > 1000  # the comma's pause belongs to neither
+
+
+@needs_espeak
 def test_phoneme_times_rise_within_the_audio_and_silence_is_quiet() -> None:
     speech = espeak.say("Nine men, seven moons.", "en-us")
     starts = [start for start, _ in speech.phonemes]

@@ -34,7 +34,7 @@ TONES = {"55": "˥", "35": "˧˥", "214": "˨˩˦", "51": "˥˩", "11": "˩"}
 # Constants of speak_lib.h (espeak-ng 1.51).
 _AUDIO_SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA = 1, 2
-_EVENT_END, _EVENT_PHONEME = 0, 7
+_EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 _CHARS_UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _TEXT_IPA, _TEXT_ASCII = 2, 0
@@ -81,6 +81,7 @@ class _Library:
         self.lock = threading.Lock()
         self._chunks: list[NDArray[np.int16]] = []
         self._events: list[tuple[int, str]] = []
+        self._words: list[tuple[int, int]] = []  # (place in the text, number of phoneme events before it)
         self._voice = ""
         rate = self._lib.espeak_Initialize(_AUDIO_SYNCHRONOUS, 0, None, _PHONEME_EVENTS | _PHONEME_IPA)
         if rate <= 0:
@@ -105,6 +106,8 @@ class _Library:
             if events[i].type == _EVENT_PHONEME:
                 name = events[i].id.string.decode("utf-8", "ignore")
                 self._events.append((int(events[i].sample), name))
+            elif events[i].type == _EVENT_WORD and events[i].text_position > 0:
+                self._words.append((int(events[i].text_position) - 1, len(self._events)))
             i += 1
         return 0
 
@@ -117,16 +120,17 @@ class _Library:
 
     def synthesise(
         self, text: bytes, rate_wpm: int, pitch: int, pitch_range: int
-    ) -> tuple[NDArray[np.int16], list[tuple[int, str]]]:
+    ) -> tuple[NDArray[np.int16], list[tuple[int, str]], list[tuple[int, int]]]:
         self._chunks.clear()
         self._events.clear()
+        self._words.clear()
         for parameter, value in ((_RATE, rate_wpm), (_PITCH, pitch), (_RANGE, pitch_range)):
             self._lib.espeak_SetParameter(parameter, value, 0)
         status = self._lib.espeak_Synth(text, len(text) + 1, 0, 1, 0, _CHARS_UTF8, None, None)
         if status != 0:
             raise DataError(f"espeak-ng failed with code {status} on {text.decode()!r}")
         samples = np.concatenate(self._chunks) if self._chunks else np.zeros(0, np.int16)
-        return samples, list(self._events)
+        return samples, list(self._events), list(self._words)
 
     def phoneme_text(self, text: bytes, mode: int) -> list[str]:
         """Phoneme names of a text, stress marks and language switches removed."""
@@ -228,8 +232,9 @@ def say(text: str, voice: str, rate_wpm: int = 160, pitch: int = 50, pitch_range
     data = _encode(text)
     with library.lock:
         library.set_voice(voice)
-        samples, events = library.synthesise(data, rate_wpm, pitch, pitch_range)
+        samples, events, places = library.synthesise(data, rate_wpm, pitch, pitch_range)
         tones = _names(library, data, voice) if voice.startswith("cmn") else None
+    words = _word_times(events, places, len(samples))
     events = [
         (start, _plain(name, voice[:2]))
         for start, name in events
@@ -237,7 +242,22 @@ def say(text: str, voice: str, rate_wpm: int = 160, pitch: int = 50, pitch_range
     ]
     if tones is not None:
         events = _with_tones(events, tones, len(samples))
-    return Speech(samples, library.sample_rate_hz, events)
+    return Speech(samples, library.sample_rate_hz, events, words)
+
+
+def _word_times(
+    events: list[tuple[int, str]], places: list[tuple[int, int]], n_samples: int
+) -> list[tuple[int, int, int]]:
+    """(place in the text, start, end) of every word, from its first phoneme to the next word or silence."""
+    words = []
+    bounds = [first for _, first in places[1:]] + [len(events)]
+    for (place, first), bound in zip(places, bounds, strict=True):
+        spoken = [i for i in range(first, bound) if events[i][1] and not events[i][1].startswith("(")]
+        if spoken:
+            after = spoken[-1] + 1
+            end = events[after][0] if after < len(events) else n_samples
+            words.append((place, events[spoken[0]][0], min(end, n_samples)))
+    return words
 
 
 def _with_tones(

@@ -5,7 +5,7 @@ Synthesizer("train").say("guten Morgen", "de", np.random.default_rng(0))
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import soxr
@@ -36,6 +36,8 @@ class Utterance:
         language: One of en, de, fr, es, hi, zh.
         voice: Voice that said it, such as ``en-us+f3`` or ``flite:slt``; "none" for a clip without speech.
         phonemes: (symbol, start in seconds) in order of time, "" is silence.
+        words: (place of its first character in `spoken_text`, start, end in seconds) of every word whose time
+            the engine tells (espeak-ng's voices only), in order.
     """
 
     samples: NDArray[np.float32]
@@ -43,6 +45,7 @@ class Utterance:
     language: str
     voice: str
     phonemes: list[tuple[str, float]]
+    words: list[tuple[int, float, float]] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:
@@ -120,11 +123,16 @@ class Synthesizer:
             speech.samples.astype(np.float32) / 32768.0, rate_hz, SAMPLE_RATE_HZ, quality="MQ"
         )
         samples = np.clip(samples, -1.0, 1.0)
-        phonemes = [(symbol, start / rate_hz) for start, symbol in speech.phonemes]
+        speed, offset_s = 1.0, 0.0
         if self._augmenter is not None:
             samples, speed, offset_s = self._augmenter.apply(samples, rng)
-            phonemes = [(symbol, offset_s + start / speed) for symbol, start in phonemes]
-        return Utterance(samples, text, language, voice, phonemes)
+
+        def time(sample: int) -> float:
+            return offset_s + sample / rate_hz / speed
+
+        phonemes = [(symbol, time(start)) for start, symbol in speech.phonemes]
+        words = [(place, time(start), time(end)) for place, start, end in speech.words]
+        return Utterance(samples, text, language, voice, phonemes, words)
 
 
 def _say_recorded(text: str, voice: str, stretch: float) -> Speech | None:
