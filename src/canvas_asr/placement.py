@@ -78,7 +78,7 @@ def _quantised(backbone: nn.Module, method: str, settings: dict[str, Any]) -> It
         if kept is None:
             converted = is_experts or uses[id(module.weight)] == 1
         else:
-            converted = should_convert_module(name, kept)  # type: ignore[no-untyped-call]
+            converted = should_convert_module(name, kept)
         if converted:
             yield from module.parameters()
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from canvas_asr.configuration import CanvasASRConfig
 
 SAMPLE_RATE_HZ = 16_000  # audio.SAMPLE_RATE_HZ, without what reading audio imports
+_IN_PROMPT = {"projector": "audio tokens", "posterior": "embeddings that CTC expects"}
+_POSITIONS = {"frames": "a position each", "spikes": "a position a CTC spike"}
 WHISPER_HOP = 160  # samples from one frame of features to the next, in all of them
 
 
@@ -90,6 +92,7 @@ def _geometry(config: CanvasASRConfig, hop_length: int) -> dict[str, Any]:
             f"{config.projector_kind}, {config.projector_width} wide, "
             f"{frames_per_s / config.projector_stride:g} audio tokens a second"
         ),
+        "in the prompt": f"{_IN_PROMPT[config.audio_embeddings]}, {_POSITIONS[config.audio_positions]}",
         "backbone": (
             f"DiffusionGemma, {text.num_hidden_layers} layers, {text.hidden_size} wide, "
             f"{text.num_attention_heads} heads, {text.num_experts or 0} experts "
