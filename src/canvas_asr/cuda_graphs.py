@@ -167,6 +167,7 @@ class GraphedBackbone:
                 lambda: encode_prefix(self.backbone, fixed, places), self.device, shape.pool
             )
         states, cache = shape.encode.replay()
+        shape.held = None  # the same cache, with something else in it
         return states[:, :length], cache
 
     @torch.no_grad()

@@ -1,14 +1,13 @@
-"""From features and options to token ids, text and confidence.
+"""From features and options to token ids, language and confidence.
 
-:class:`CanvasDecoder` decodes one batch, one canvas a clip; :class:`ClipBatch` is a batch that clips join and
-leave between passes.
+:class:`CanvasDecoder` decodes one batch; it opens the :class:`~canvas_asr.clip_batch.ClipBatch` that clips
+join and leave between passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,24 +15,16 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
-from .backbone import fuse_norms, select_cache
+from .backbone import fuse_norms
 from .canvas import Vocabulary
-from .canvas_batch import CanvasBatch, FinishedCanvas
-from .canvas_rows import CanvasRow
-from .ctc import Draft
+from .canvas_batch import FinishedCanvas
+from .clip_batch import ClipBatch, OnDraft
 from .cuda_graphs import GraphedBackbone
-from .drafts import DraftReader
 from .errors import OptionError
 from .modeling import CanvasASRModel
-from .options import AUTO, DecodingOptions
+from .options import DecodingOptions
 from .processing import CanvasASRProcessor, pad_ids
 from .result import Decoded
-from .sampler import read_pass
-from .strategies import sampler_config
-from .strategies.candidates import least_risk
-from .strategies.starts import fit_canvas
-
-OnDraft = Callable[[list[list[int]]], None]
 
 
 @dataclass(frozen=True)
@@ -147,6 +138,7 @@ class CanvasDecoder:
                 keys, _, canvas = batch.shown()
                 if shown is None:
                     shown = self._answers(results, len(mel), canvas)
+                shown, canvas = (self._widen(part, (shown, canvas)) for part in (shown, canvas))
                 shown = shown.index_copy(0, torch.tensor(keys, device=canvas.device), canvas)
                 on_pass(step, shown)
             results.update(batch.take())
@@ -160,6 +152,11 @@ class CanvasDecoder:
                 ids = results[place].ids[: like.shape[1]]
                 canvas[place, : len(ids)] = like.new_tensor(ids)
         return canvas
+
+    def _widen(self, canvas: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Write end tokens behind canvases (B, C) up to the length of the longest of others."""
+        longest = max(other.shape[1] for other in others)
+        return torch.nn.functional.pad(canvas, (0, longest - canvas.shape[1]), value=self.vocabulary.eos)
 
     def open(self, options: DecodingOptions) -> ClipBatch:
         """Give an empty batch that decodes as the options say.
@@ -216,167 +213,3 @@ class CanvasDecoder:
             passes=finished.passes,
             truncated=span.stop == len(ids),
         )
-
-
-@dataclass
-class _Clip:
-    """A clip on its way: its draft, and its candidates that are done."""
-
-    draft: Sequence[int]
-    candidates: dict[int, Decoded] = field(default_factory=dict)
-
-
-class ClipBatch:
-    """Clips being decoded; :meth:`CanvasDecoder.open` makes one.
-
-    Between passes clips may be added, and those that are done be taken out. What a clip gives does not depend
-    on the others.
-    """
-
-    def __init__(self, decoder: CanvasDecoder, options: DecodingOptions) -> None:
-        """Start without clips.
-
-        Args:
-            decoder: Its model, and how its prompts are encoded.
-            options: Checked against the model.
-        """
-        self.decoder = decoder
-        self.options = options
-        graphs = decoder.graphs
-        length = options.canvas if isinstance(options.canvas, int) else decoder.config.canvas_length
-        self._length = None if options.canvas == AUTO else length
-        # For the draft alone the number of passes plays no part.
-        self._config = sampler_config(replace(options, steps=max(1, options.steps)), length)
-        run_pass = graphs.read_pass if graphs else read_pass
-        self._reader = DraftReader(
-            decoder.model.backbone, decoder.vocabulary, decoder.config.blank_token_id, options
-        )
-        self._canvases = CanvasBatch(
-            decoder.model.backbone,
-            decoder.vocabulary,
-            self._config,
-            partial(run_pass, canvas_start=decoder.canvas_start),
-            compact=graphs is None,
-        )
-        self._clips: dict[Any, _Clip] = {}
-        self._finished: list[tuple[Any, Decoded]] = []
-
-    def __len__(self) -> int:
-        """Count the clips that need further passes."""
-        return len(self._clips)
-
-    @torch.no_grad()
-    def add(
-        self,
-        mel: Tensor,
-        n_mel: Tensor,
-        keys: Sequence[Any],
-        *,
-        clip_keys: Sequence[int] | None = None,
-        drafts: Sequence[Sequence[int]] | None = None,
-        on_draft: OnDraft | None = None,
-    ) -> None:
-        """Encode clips, to be denoised from the next pass on; those that need no pass are done at once.
-
-        Args:
-            mel: Log-mel features, (B, n_mels, T_mel), right-padded.
-            n_mel: Valid mel frames, (B,) int64.
-            keys: What each result comes back with.
-            clip_keys: See :meth:`CanvasDecoder.__call__`, as for what follows.
-            drafts: Token ids in place of the CTC reading.
-            on_draft: Called with the greedy CTC readings.
-
-        Raises:
-            OptionError: If a draft is needed and missing.
-        """
-        decoder, model = self.decoder, self.decoder.model
-        tokens, n_audio = model.audio_tokens(mel, n_mel)
-        ctc = model.ctc_logits(tokens)
-        heard = self._reader.read(ctc, n_audio) if decoder.config.has_draft else [Draft(())] * len(mel)
-        if on_draft is not None:
-            on_draft([list(draft.ids) for draft in heard])
-        left = []
-        for i, draft in enumerate(heard):
-            if self._is_answer(draft):
-                self._finished.append((keys[i], self._answer(draft)))
-            else:
-                left.append(i)
-        if not left:
-            return
-        if len(left) < len(heard):
-            tokens, n_audio, ctc = tokens[left], n_audio[left], ctc[left]
-        if decoder.graphs:
-            self._canvases.own_prefix()  # recorded, it is overwritten by the next
-        prefix = decoder.prefix(tokens, n_audio, ctc)
-        noise_keys = n_mel.tolist() if clip_keys is None else clip_keys
-        rows = []
-        for i in left:
-            start = heard[i] if drafts is None else self._reader.given(drafts[i])
-            rows += self._rows(keys[i], noise_keys[i], start)
-            self._clips[keys[i]] = _Clip(heard[i].ids)
-        cache, n_prompt, n_each = prefix.cache, prefix.n_prompt, self.options.candidates
-        if n_each > 1:
-            index = torch.arange(len(left)).repeat_interleave(n_each)
-            cache, n_prompt = select_cache(cache, index), n_prompt[index]
-        self._canvases.add(cache, n_prompt, rows)
-
-    def _is_answer(self, draft: Draft) -> bool:
-        gate = self.options.gate
-        return self.options.draft_alone or (gate is not None and draft.certainty >= gate)
-
-    def _answer(self, draft: Draft) -> Decoded:
-        """A draft as a result of no pass."""
-        language = self.options.language or ""
-        ids = list(draft.ids)
-        return Decoded(ids, list(draft.confidences), language, float(bool(language)), ids, 0, False)
-
-    def _rows(self, key: Any, noise_key: int, draft: Draft) -> list[CanvasRow]:
-        """The canvases of a clip, one a candidate."""
-        decoder, options = self.decoder, self.options
-        tag = None if options.language is None else decoder.languages.get(options.language)
-        length = self._length
-        if length is None:
-            needed = self._config.start.n_places(len(draft.ids), tagged=bool(decoder.languages))
-            length = fit_canvas(needed, decoder.config.max_canvas_length)
-        return [
-            CanvasRow((key, j), noise_key, options.seed + j, length, tag, draft)
-            for j in range(options.candidates)
-        ]
-
-    def run_pass(self) -> None:
-        """Run one pass on every clip that is not done."""
-        self._canvases.run_pass()
-        for finished in self._canvases.take():
-            key, candidate = finished.key
-            clip = self._clips[key]
-            clip.candidates[candidate] = self.decoder.result(finished, clip.draft, self.options.language)
-            if len(clip.candidates) == self.options.candidates:
-                del self._clips[key]
-                self._finished.append((key, self._choose(clip)))
-
-    def _choose(self, clip: _Clip) -> Decoded:
-        """The candidate of minimum Bayes risk."""
-        candidates = [clip.candidates[j] for j in range(self.options.candidates)]
-        if len(candidates) == 1:
-            return candidates[0]
-        if self.options.risk == "tokens":
-            return candidates[least_risk([one.ids for one in candidates])]
-        texts = [self.decoder.processor.text(one.ids) for one in candidates]
-        units = [text.split() if self.options.risk == "words" else text for text in texts]
-        return candidates[least_risk(units)]
-
-    def shown(self) -> tuple[list[Any], list[int], Tensor]:
-        """What the last pass made of the clips it was for: their keys, passes so far, and canvases (B, C).
-
-        Of several candidates the first is shown.
-        """
-        keys, steps, canvas = self._canvases.shown()
-        first = [i for i, (_, candidate) in enumerate(keys) if candidate == 0]
-        if len(first) < len(keys):
-            canvas = canvas[first]
-        return [keys[i][0] for i in first], [steps[i] for i in first], canvas
-
-    def take(self) -> list[tuple[Any, Decoded]]:
-        """Give the clips that are done since the last call with their results, and forget them."""
-        finished, self._finished = self._finished, []
-        return finished

@@ -47,8 +47,9 @@ class DecodingOptions:
         init: What the canvas starts from. ``noise``: random tokens. ``draft``: the CTC draft, laid end to
             end, the end token filling the tail. ``draft-slots``: the draft with a random token before,
             between and behind its tokens, where the model may insert what the draft missed.
-        canvas: Tokens of the canvas; ``auto``: from the draft's length, rounded up to one of a few sizes;
-            None: the model's default.
+        canvas: Tokens of the canvas; ``auto``: from the draft's length, rounded up to one of a few sizes, and
+            a text that fills it is decoded again on one of twice the length, up to the model's longest; None:
+            the model's default.
         seed: Of the noise.
         self_conditioning: Soft embeddings that the first pass is given, laid like the draft. ``none``.
             ``draft``: the draft tokens' own. ``posterior``: those expected under the CTC posteriors.

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
-from .decoding import CanvasDecoder, ClipBatch
+from .clip_batch import ClipBatch
+from .decoding import CanvasDecoder
 from .errors import AudioError, OptionError
 from .hub import EMBEDDED_MODEL, HubAccess
 from .loading import check_one_gpu, find_device, load_model
@@ -213,8 +214,8 @@ class Transcriber:
             steps: Most denoising passes of a clip; 0, with ``init="draft"`` only, gives the draft as it is,
                 in no language but the one given.
             init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``.
-            canvas: Tokens of the canvas, which the transcript has to fit; ``auto``: as the draft needs; None:
-                the model's default.
+            canvas: Tokens of the canvas, which the transcript has to fit; ``auto``: as the draft needs, and
+                longer for a text that fills it; None: the model's default.
             seed: Of the noise.
             batch_size: Clips that are transcribed together; one that is done before the others makes room for
                 the next.
@@ -349,8 +350,9 @@ class Transcriber:
                 mel, n_mel = self.processor.features([clips[i] for i in worked])
                 batch.add(mel.to(self.device), n_mel.to(self.device), worked)
             else:
+                worked = batch.keys
                 batch.run_pass()
-                worked = self._report(batch, on_pass)
+                self._report(batch, on_pass)
             done = batch.take()
             seconds = (time.perf_counter() - started) / len(worked)
             for place in worked:
@@ -359,13 +361,13 @@ class Transcriber:
                 results[place] = replace(self._transcript(decoded, clips[place]), seconds=spent[place])
         return results
 
-    def _report(self, batch: ClipBatch, on_pass: OnPass | None) -> list[int]:
-        """Say which clips the last pass was for, and tell of their texts where somebody asked."""
+    def _report(self, batch: ClipBatch, on_pass: OnPass | None) -> None:
+        """Tell of the texts that the last pass gave, where somebody asked."""
+        if on_pass is None:
+            return
         places, steps, canvas = batch.shown()
-        if on_pass is not None:
-            for place, step, ids in zip(places, steps, canvas.tolist(), strict=True):
-                on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
-        return places
+        for place, step, ids in zip(places, steps, canvas.tolist(), strict=True):
+            on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
 
     def _transcript(self, decoded: Decoded, clip: Samples) -> Transcript:
         """Text and tokens of one clip; a draft may hold ids that are no text."""

@@ -13,15 +13,17 @@ from torch import Tensor
 from canvas_asr import Transcriber, sampler
 from canvas_asr.audio import SAMPLE_RATE_HZ
 from canvas_asr.backbone import encode_prefix, join_caches, keys_values, select_cache
+from canvas_asr.clip_batch import ClipBatch
 from canvas_asr.ctc import greedy_ctc
 from canvas_asr.cuda_graphs import GraphedBackbone
-from canvas_asr.decoding import CanvasDecoder, ClipBatch
+from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.errors import OptionError
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.result import Decoded
 from canvas_asr.strategies import fusion
+from canvas_asr.strategies.acceptance import SureEnough
 
 CLIPS = [tones(duration_s, seed) for seed, duration_s in enumerate((0.7, 1.9, 0.1, 1.2, 0.4))]
 # Thresholds at which the random model's clips part: some are done at once, some never.
@@ -154,17 +156,43 @@ def test_where_every_frame_is_certain_the_draft_is_the_answer(decoder: CanvasDec
 def test_the_canvas_follows_the_draft(decoder: CanvasDecoder) -> None:
     shapes: list[tuple[int, ...]] = []
     mel, n_mel = decoder.processor.features(CLIPS[2:3])
-    decoder(mel, n_mel, steps=1, canvas_length="auto", on_pass=lambda _, canvas: shapes.append(canvas.shape))
-    decoder(
-        mel,
-        n_mel,
-        steps=1,
-        init="draft",
-        drafts=[[500] * 40],
-        canvas_length="auto",
-        on_pass=lambda _, canvas: shapes.append(canvas.shape),
-    )
-    assert shapes == [(1, 16), (1, 64)]
+    for draft in ([], [500] * 40):
+        decoder(
+            mel,
+            n_mel,
+            steps=1,
+            init="draft",
+            drafts=[draft],
+            canvas_length="auto",
+            on_pass=lambda _, canvas: shapes.append(tuple(canvas.shape)),
+        )
+    # The random model writes no end token: its text fills every canvas, up to the longest.
+    assert shapes == [(1, 16), (1, 32), (1, 64), (1, 64)]
+
+
+def test_a_text_that_fills_its_canvas_is_decoded_on_a_longer_one(decoder: CanvasDecoder) -> None:
+    result = alone(decoder, 2, steps=2, canvas="auto", seed=3)
+    longest = alone(decoder, 2, steps=2, canvas=64, seed=3)
+    assert result.ids == longest.ids
+    assert (result.passes, result.truncated) == (6, True)
+    given = alone(decoder, 2, steps=2, canvas=16, seed=3)
+    assert (len(given.ids), given.passes, given.truncated) == (15, 2, True)
+
+
+def test_a_draft_that_does_not_fit_its_canvas_is_marked(
+    decoder: CanvasDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the pass ends the text before."""
+    eos = decoder.vocabulary.eos
+
+    def logits(backbone: Any, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(torch.full(hidden.shape[:-1], eos), 4096) * 9.0
+
+    monkeypatch.setattr(sampler, "output_logits", logits)
+    mel, n_mel = decoder.processor.features(CLIPS[2:3])
+    for n_tokens, truncated in ((14, False), (15, True)):
+        options: dict[str, Any] = {"init": "draft", "steps": 1, "drafts": [[500] * n_tokens]}
+        assert decoder(mel, n_mel, canvas_length=16, **options)[0].truncated is truncated
 
 
 def test_with_fusion_a_likely_token_of_the_tap_wins_where_the_pass_wavers(
@@ -231,6 +259,20 @@ def test_a_list_with_clips_that_leave_early_gives_what_each_clip_gives(
         assert (transcript.text, transcript.passes) == (expected.text, expected.passes)
         assert [n for i, n in seen if i == place] == list(range(1, transcript.passes + 1))
         assert transcript.seconds > 0
+
+
+def test_clips_of_which_only_later_candidates_take_further_passes(
+    model: CanvasASRModel, processor: CanvasASRProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All canvases but the last are done at once."""
+    monkeypatch.setattr(
+        SureEnough, "done", lambda _, seen: torch.arange(len(seen.canvas)) < len(seen.canvas) - 1
+    )
+    transcript = Transcriber(model, processor).transcribe(
+        (CLIPS[2], SAMPLE_RATE_HZ), steps=3, candidates=2, acceptance="threshold"
+    )
+    assert transcript.passes in (1, 3)
+    assert transcript.seconds > 0
 
 
 # Caches and recordings

@@ -8,8 +8,8 @@ from small_models import small_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from canvas_asr.backbone import encode_prefix, select_cache
-from canvas_asr.cuda_graphs import GraphedBackbone
+from canvas_asr.backbone import encode_prefix, keys_values, select_cache
+from canvas_asr.cuda_graphs import GraphedBackbone, Recording
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import pad_ids
 from canvas_asr.sampler import SamplerConfig, SamplerOutput, Vocabulary, sample
@@ -92,6 +92,38 @@ def test_a_foreign_prefix_is_read_and_left_as_it_is(model: CanvasASRModel) -> No
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.confidence, theirs.confidence, atol=1e-5, rtol=1e-3)
     assert all(torch.equal(a.keys, b.keys) for a, b in zip(first.layers, kept.layers, strict=True))
+
+
+def test_the_next_prompt_is_read_where_the_passes_have_a_cache_of_their_own(model: CanvasASRModel) -> None:
+    """A replay gives the same cache object with another prompt's keys in it."""
+    graphs = GraphedBackbone(model.backbone, vocabulary(), prompt_step=8)
+    embeds, n_prompt = prompt(model, 0, 8)
+    with torch.no_grad():
+        run(model, encode_prefix(model.backbone, embeds)[1], n_prompt, 1, 8, run_pass=graphs.read_pass)
+        _, prefix = graphs.encode_prefix(embeds)
+        encode = graphs._shapes[1, 8].encode
+        assert encode is not None
+        record(encode, prefix)
+        for seed in (1, 2):
+            embeds, n_prompt = prompt(model, seed, 8)
+            expected = run(model, encode_prefix(model.backbone, embeds)[1], n_prompt, 1, 8)
+            _, prefix = graphs.encode_prefix(embeds)
+            found = run(model, prefix, n_prompt, 1, 8, run_pass=graphs.read_pass)
+            torch.testing.assert_close(found.confidence, expected.confidence, atol=1e-5, rtol=1e-3)
+
+
+def record(encode: Recording[tuple[Tensor, DynamicCache]], cache: DynamicCache) -> None:
+    """Have a prefix written to the same tensors each time, as a CUDA graph does."""
+    function = encode.function
+
+    def replay() -> tuple[Tensor, DynamicCache]:
+        states, fresh = function()
+        for ours, theirs in zip(keys_values(cache), keys_values(fresh), strict=True):
+            ours[0].copy_(theirs[0])
+            ours[1].copy_(theirs[1])
+        return states, cache
+
+    encode.function = replay
 
 
 def test_what_was_recorded_for_others_is_refused(model: CanvasASRModel) -> None:

@@ -1,0 +1,255 @@
+"""Clips being decoded: a batch that they join and leave between passes.
+
+Letters: B clips, C longest canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .backbone import select_cache
+from .canvas_batch import CanvasBatch
+from .canvas_rows import CanvasRow
+from .ctc import Draft
+from .drafts import DraftReader
+from .options import AUTO, DecodingOptions
+from .result import Decoded
+from .sampler import read_pass
+from .strategies import sampler_config
+from .strategies.candidates import least_risk
+from .strategies.starts import fit_canvas
+
+if TYPE_CHECKING:
+    from .decoding import CanvasDecoder
+
+OnDraft = Callable[[list[list[int]]], None]
+
+
+@dataclass
+class _Clip:
+    """A clip on its way.
+
+    Attributes:
+        mel: Its features, (n_mels, T_mel).
+        noise_key: See :class:`~canvas_asr.canvas_rows.CanvasRow`.
+        heard: Its greedy CTC reading.
+        start: What its canvases start from.
+        length: Tokens of its canvases.
+        passes: Taken on shorter canvases, which its text has filled.
+        candidates: Those that are done.
+    """
+
+    mel: Tensor
+    noise_key: int
+    heard: Sequence[int]
+    start: Draft
+    length: int
+    passes: int = 0
+    candidates: dict[int, Decoded] = field(default_factory=dict)
+
+
+class ClipBatch:
+    """Clips being decoded; :meth:`CanvasDecoder.open` makes one.
+
+    Between passes clips may be added, and those that are done be taken out. What a clip gives does not depend
+    on the others.
+    """
+
+    def __init__(self, decoder: CanvasDecoder, options: DecodingOptions) -> None:
+        """Start without clips.
+
+        Args:
+            decoder: Its model, and how its prompts are encoded.
+            options: Checked against the model.
+        """
+        self.decoder = decoder
+        self.options = options
+        graphs = decoder.graphs
+        length = options.canvas if isinstance(options.canvas, int) else decoder.config.canvas_length
+        self._length = None if options.canvas == AUTO else length
+        # For the draft alone the number of passes plays no part.
+        self._config = sampler_config(replace(options, steps=max(1, options.steps)), length)
+        run_pass = graphs.read_pass if graphs else read_pass
+        self._reader = DraftReader(
+            decoder.model.backbone, decoder.vocabulary, decoder.config.blank_token_id, options
+        )
+        self._canvases = CanvasBatch(
+            decoder.model.backbone,
+            decoder.vocabulary,
+            self._config,
+            partial(run_pass, canvas_start=decoder.canvas_start),
+            compact=graphs is None,
+        )
+        self._clips: dict[Any, _Clip] = {}
+        self._passes: dict[Any, int] = {}  # of each clip before its present canvases, at the last pass
+        self._finished: list[tuple[Any, Decoded]] = []
+
+    def __len__(self) -> int:
+        """Count the clips that need further passes."""
+        return len(self._clips)
+
+    @property
+    def keys(self) -> list[Any]:
+        """Keys of the clips that need further passes."""
+        return list(self._clips)
+
+    @torch.no_grad()
+    def add(
+        self,
+        mel: Tensor,
+        n_mel: Tensor,
+        keys: Sequence[Any],
+        *,
+        clip_keys: Sequence[int] | None = None,
+        drafts: Sequence[Sequence[int]] | None = None,
+        on_draft: OnDraft | None = None,
+    ) -> None:
+        """Encode clips, to be denoised from the next pass on; those that need no pass are done at once.
+
+        Args:
+            mel: Log-mel features, (B, n_mels, T_mel), right-padded.
+            n_mel: Valid mel frames, (B,) int64.
+            keys: What each result comes back with.
+            clip_keys: See :meth:`CanvasDecoder.__call__`, as for what follows.
+            drafts: Token ids in place of the CTC reading.
+            on_draft: Called with the greedy CTC readings.
+
+        Raises:
+            OptionError: If a draft is needed and missing.
+        """
+        decoder, model = self.decoder, self.decoder.model
+        tokens, n_audio = model.audio_tokens(mel, n_mel)
+        ctc = model.ctc_logits(tokens)
+        heard = self._reader.read(ctc, n_audio) if decoder.config.has_draft else [Draft(())] * len(mel)
+        if on_draft is not None:
+            on_draft([list(draft.ids) for draft in heard])
+        lengths = n_mel.tolist()
+        left = []
+        for i, draft in enumerate(heard):
+            if self._is_answer(draft):
+                self._finished.append((keys[i], self._answer(draft)))
+                continue
+            start = draft if drafts is None else self._reader.given(drafts[i])
+            noise_key = lengths[i] if clip_keys is None else clip_keys[i]
+            clip = _Clip(mel[i, :, : lengths[i]], noise_key, draft.ids, start, self._fit(start))
+            self._clips[keys[i]] = clip
+            left.append(i)
+        if len(left) < len(heard):
+            tokens, n_audio, ctc = tokens[left], n_audio[left], ctc[left]
+        if left:
+            self._lay([keys[i] for i in left], tokens, n_audio, ctc)
+
+    def _lay(self, keys: Sequence[Any], tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> None:
+        """Encode prompts around audio tokens (B, A, D) and lay the canvases of their clips."""
+        if self.decoder.graphs:
+            self._canvases.own_prefix()  # recorded, it is overwritten by the next
+        prefix = self.decoder.prefix(tokens, n_audio, ctc)
+        cache, n_prompt, n_each = prefix.cache, prefix.n_prompt, self.options.candidates
+        if n_each > 1:
+            index = torch.arange(len(keys)).repeat_interleave(n_each)
+            cache, n_prompt = select_cache(cache, index), n_prompt[index]
+        self._canvases.add(cache, n_prompt, [row for key in keys for row in self._rows(key)])
+
+    def _lengthen(self, keys: Sequence[Any]) -> None:
+        """Start clips anew on canvases of twice the length, the longest at most."""
+        model = self.decoder.model
+        for clip in (self._clips[key] for key in keys):
+            clip.length = fit_canvas(2 * clip.length, self.decoder.config.max_canvas_length)
+        mels = [self._clips[key].mel for key in keys]
+        mel = pad_sequence([mel.mT for mel in mels], batch_first=True).mT
+        n_mel = torch.tensor([mel.shape[1] for mel in mels], device=mel.device)
+        tokens, n_audio = model.audio_tokens(mel, n_mel)
+        self._lay(keys, tokens, n_audio, model.ctc_logits(tokens))
+
+    def _is_answer(self, draft: Draft) -> bool:
+        gate = self.options.gate
+        return self.options.draft_alone or (gate is not None and draft.certainty >= gate)
+
+    def _answer(self, draft: Draft) -> Decoded:
+        """A draft as a result of no pass."""
+        language = self.options.language or ""
+        ids = list(draft.ids)
+        return Decoded(ids, list(draft.confidences), language, float(bool(language)), ids, 0, False)
+
+    def _fit(self, draft: Draft) -> int:
+        """Length of a clip's canvases."""
+        if self._length is not None:
+            return self._length
+        needed = self._config.start.n_places(len(draft.ids), tagged=bool(self.decoder.languages))
+        return fit_canvas(needed, self.decoder.config.max_canvas_length)
+
+    def _rows(self, key: Any) -> list[CanvasRow]:
+        """The canvases of a clip, one a candidate."""
+        clip, options = self._clips[key], self.options
+        tag = None if options.language is None else self.decoder.languages.get(options.language)
+        return [
+            CanvasRow((key, j), clip.noise_key, options.seed + j, clip.length, tag, clip.start)
+            for j in range(options.candidates)
+        ]
+
+    @torch.no_grad()
+    def run_pass(self) -> None:
+        """Run one pass on every clip that is not done.
+
+        With ``canvas="auto"`` a clip whose text has filled its canvas starts anew on a longer one.
+        """
+        self._passes = {key: clip.passes for key, clip in self._clips.items()}
+        self._canvases.run_pass()
+        filled = []
+        for finished in self._canvases.take():
+            key, candidate = finished.key
+            clip = self._clips[key]
+            clip.candidates[candidate] = self.decoder.result(finished, clip.heard, self.options.language)
+            if len(clip.candidates) < self.options.candidates:
+                continue
+            chosen = self._choose(clip)
+            clip.passes += chosen.passes
+            clip.candidates.clear()
+            truncated = chosen.truncated or self._is_cut(clip)
+            if truncated and self._length is None and clip.length < self.decoder.config.max_canvas_length:
+                filled.append(key)
+            else:
+                del self._clips[key]
+                self._finished.append((key, replace(chosen, passes=clip.passes, truncated=truncated)))
+        if filled:
+            self._lengthen(filled)
+
+    def _is_cut(self, clip: _Clip) -> bool:
+        """Whether a canvas that starts from the draft is too short for it and an end token."""
+        n_tags = int(bool(self.decoder.languages))
+        return self.options.init != "noise" and n_tags + len(clip.start.ids) >= clip.length
+
+    def _choose(self, clip: _Clip) -> Decoded:
+        """The candidate of minimum Bayes risk."""
+        candidates = [clip.candidates[j] for j in range(self.options.candidates)]
+        if len(candidates) == 1:
+            return candidates[0]
+        if self.options.risk == "tokens":
+            return candidates[least_risk([one.ids for one in candidates])]
+        texts = [self.decoder.processor.text(one.ids) for one in candidates]
+        units = [text.split() if self.options.risk == "words" else text for text in texts]
+        return candidates[least_risk(units)]
+
+    def shown(self) -> tuple[list[Any], list[int], Tensor]:
+        """What the last pass made of the clips it was for: their keys, passes so far, and canvases (B, C).
+
+        Of several candidates the first is shown.
+        """
+        keys, steps, canvas = self._canvases.shown()
+        first = [i for i, (_, candidate) in enumerate(keys) if candidate == 0]
+        if len(first) < len(keys):
+            canvas = canvas[first]
+        clips = [keys[i][0] for i in first]
+        return clips, [self._passes[key] + steps[i] for key, i in zip(clips, first, strict=True)], canvas
+
+    def take(self) -> list[tuple[Any, Decoded]]:
+        """Give the clips that are done since the last call with their results, and forget them."""
+        finished, self._finished = self._finished, []
+        return finished
