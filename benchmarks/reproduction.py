@@ -222,7 +222,7 @@ def _circumstances(options: argparse.Namespace, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "recipe": "recipes/reproduction/adapter.yaml",
-        "machine": describe_machine(),
+        "machine": {**describe_machine(), "n_threads": 1},
         "versions": installed_versions(),
     }
 
