@@ -42,6 +42,7 @@ class _Clip:
         heard: Its greedy CTC reading.
         start: What its canvases start from.
         length: Tokens of its canvases.
+        sound: Its audio tokens, (T, D), which its text is aligned to; None: not asked for.
         passes: Taken on shorter canvases, which its text has filled.
         candidates: Those that are done.
     """
@@ -51,6 +52,7 @@ class _Clip:
     heard: Sequence[int]
     start: Draft
     length: int
+    sound: Tensor | None
     passes: int = 0
     candidates: dict[int, Decoded] = field(default_factory=dict)
 
@@ -131,14 +133,16 @@ class ClipBatch:
         if on_draft is not None:
             on_draft([list(draft.ids) for draft in heard])
         lengths = n_mel.tolist()
+        wants_times = self.options.word_timestamps
+        sounds = decoder.aligner.clips(tokens, n_mel) if wants_times else [None] * len(mel)
         left = []
         for i, draft in enumerate(heard):
             if self._is_answer(draft):
-                self._finished.append((keys[i], self._answer(draft)))
+                self._finish(keys[i], self._answer(draft), sounds[i])
                 continue
             start = draft if drafts is None else self._reader.given(drafts[i])
             noise_key = lengths[i] if clip_keys is None else clip_keys[i]
-            clip = _Clip(mel[i, :, : lengths[i]], noise_key, draft.ids, start, self._fit(start))
+            clip = _Clip(mel[i, :, : lengths[i]], noise_key, draft.ids, start, self._fit(start), sounds[i])
             self._clips[keys[i]] = clip
             left.append(i)
         if len(left) < len(heard):
@@ -217,9 +221,15 @@ class ClipBatch:
                 filled.append(key)
             else:
                 del self._clips[key]
-                self._finished.append((key, replace(chosen, passes=clip.passes, truncated=truncated)))
+                self._finish(key, replace(chosen, passes=clip.passes, truncated=truncated), clip.sound)
         if filled:
             self._lengthen(filled)
+
+    def _finish(self, key: Any, decoded: Decoded, sound: Tensor | None) -> None:
+        """Keep a result, aligned to its audio tokens where times are asked for."""
+        if sound is not None:
+            decoded = replace(decoded, spans=self.decoder.aligner(decoded.ids, sound))
+        self._finished.append((key, decoded))
 
     def _is_cut(self, clip: _Clip) -> bool:
         """Whether a canvas that starts from the draft is too short for it and an end token."""

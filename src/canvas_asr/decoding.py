@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
+from .alignment import Aligner
 from .backbone import fuse_norms
 from .canvas import Vocabulary
 from .canvas_batch import FinishedCanvas
@@ -90,6 +91,7 @@ class CanvasDecoder:
             processor.tokenizer, config.vocab_size, tuple(self.languages.values()), config.mask_token_id
         )
         self.canvas_start = processor.canvas_start(config)
+        self.aligner = Aligner(model, processor.feature_extractor.hop_length)
         self.graphs: GraphedBackbone | None = None
         if cuda_graphs:
             fuse_norms(model.backbone)

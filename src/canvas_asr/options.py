@@ -35,6 +35,7 @@ class StrategyOptions(TypedDict, total=False):
     gate: float | None
     candidates: int
     risk: str
+    word_timestamps: bool
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class DecodingOptions:
         candidates: Canvases a clip, the j-th denoised as the seed plus j would; the answer is that of minimum
             Bayes risk among them.
         risk: What the edit distance between candidates counts: ``tokens``, ``words`` or ``characters``.
+        word_timestamps: Whether the text is aligned to the CTC posteriors, which tells when each word was
+            said.
     """
 
     language: str | None = None
@@ -88,6 +91,7 @@ class DecodingOptions:
     gate: float | None = None
     candidates: int = 1
     risk: str = "tokens"
+    word_timestamps: bool = False
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value that nothing can be decoded with."""
@@ -114,6 +118,8 @@ class DecodingOptions:
         for name in ("entropy_bound", "accept_threshold"):
             if getattr(self, name) is None:
                 raise OptionError(f"{name} is None; give a number.")
+        if not isinstance(self.word_timestamps, bool):
+            raise OptionError(f"word_timestamps is {self.word_timestamps!r}; give True or False.")
         if self.draft_threshold is not None and self.init == "noise":
             raise OptionError("draft_threshold is given, but init='noise' starts from no draft.")
 
@@ -152,6 +158,7 @@ class DecodingOptions:
             ("self_conditioning", self.self_conditioning, ("none",)),
             ("fusion", self.fusion, (0,)),
             ("gate", self.gate, (None,)),
+            ("word_timestamps", self.word_timestamps, (False,)),
         ):
             if value not in off:
                 return f"{name}={value}"

@@ -28,7 +28,8 @@ from .modeling import CanvasASRModel
 from .options import DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
-from .result import Decoded, Token, Transcript
+from .result import Transcript
+from .transcripts import empty_transcript, read_transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -335,9 +336,7 @@ class Transcriber:
         on_pass: OnPass | None = None,
     ) -> list[Transcript]:
         """Transcribe clips, those of similar length together; results in the order of the clips."""
-        language = options.language
-        silent = Transcript("", language or "", float(bool(language)), (), 0.0, 0, 0.0, 0.0, draft="")
-        results = [silent] * len(clips)
+        results = [empty_transcript(options)] * len(clips)
         queue = deque(sorted((i for i, clip in enumerate(clips) if len(clip)), key=lambda i: len(clips[i])))
         spent = [0.0] * len(clips)
         batch = self.decoder.open(options)
@@ -358,7 +357,11 @@ class Transcriber:
             for place in worked:
                 spent[place] += seconds
             for place, decoded in done:
-                results[place] = replace(self._transcript(decoded, clips[place]), seconds=spent[place])
+                audio_s = len(clips[place]) / SAMPLE_RATE_HZ
+                transcript = read_transcript(
+                    decoded, audio_s, self.processor, self.decoder.vocabulary, has_draft=self.has_draft
+                )
+                results[place] = replace(transcript, seconds=spent[place])
         return results
 
     def _report(self, batch: ClipBatch, on_pass: OnPass | None) -> None:
@@ -368,26 +371,6 @@ class Transcriber:
         places, steps, canvas = batch.shown()
         for place, step, ids in zip(places, steps, canvas.tolist(), strict=True):
             on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
-
-    def _transcript(self, decoded: Decoded, clip: Samples) -> Transcript:
-        """Text and tokens of one clip; a draft may hold ids that are no text."""
-        is_text = self.decoder.vocabulary.text
-        kept = [(i, sure) for i, sure in zip(decoded.ids, decoded.confidences, strict=True) if is_text[i]]
-        ids = [i for i, _ in kept]
-        texts = self.processor.token_texts(ids)
-        tokens = tuple(Token(i, text, sure) for (i, sure), text in zip(kept, texts, strict=True))
-        return Transcript(
-            text=self.processor.text(ids),
-            language=decoded.language,
-            language_confidence=decoded.language_confidence,
-            tokens=tokens,
-            confidence=sum(token.confidence for token in tokens) / max(1, len(tokens)),
-            passes=decoded.passes,
-            audio_s=len(clip) / SAMPLE_RATE_HZ,
-            seconds=0.0,
-            truncated=decoded.truncated,
-            draft=self.processor.text([i for i in decoded.draft if is_text[i]]) if self.has_draft else None,
-        )
 
 
 def _name(transcript: Transcript, source: AudioSource) -> Transcript:

@@ -110,11 +110,14 @@ def make_words(
     for i in sorted(spoken):
         shares.setdefault(tokens[i], []).append(i)
 
+    # Tokens crowded into the last frame may lie behind the end of the clip, where that frame is not full.
+    squeeze = audio_s / spans[-1][1] if spans[-1][0] >= audio_s else 1.0
+
     def time(character: int, behind: int) -> float:
         mine = tokens[character]
         start, end = spans[mine[0]][0], spans[mine[-1]][1]
         share = (shares[mine].index(character) + behind) / len(shares[mine])
-        return start + (end - start) * share
+        return (start + (end - start) * share) * squeeze
 
     said = [[i for i in range(first, last) if i in spoken] for first, last in words]
     starts = [time(characters[0], 0) for characters in said]

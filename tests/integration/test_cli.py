@@ -93,6 +93,24 @@ def test_json_is_one_object_a_line_with_every_field(
         assert [token["id"] for token in found["tokens"]] == [token["id"] for token in wanted["tokens"]]
 
 
+def test_words_are_listed_with_times_and_stand_in_the_json(
+    model: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--steps", "1", "--word-timestamps"]
+    expected = canvas_asr.load(model, device="cpu").transcribe(files, steps=1, word_timestamps=True)
+    assert transcribe(model, *files, *options, "--json") == 0
+    read = [json.loads(line)["words"] for line in capsys.readouterr().out.splitlines()]
+    assert [[word["text"] for word in words] for words in read] == [
+        [w.text for w in t.words] for t in expected
+    ]
+    assert transcribe(model, *files, *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(expected) + sum(len(transcript.words) for transcript in expected)
+    times = [[float(value) for value in line.split()[:2]] for line in lines if line.startswith("   ")]
+    found = [[word.start, word.end] for transcript in expected for word in transcript.words]
+    assert np.abs(np.array(times) - np.array(found)).max() <= 0.006
+
+
 def test_strategies_are_options_too(
     model: Path, files: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,11 @@ def test_punctuation_alone_is_a_word_and_nothing_is_none() -> None:
     assert make_words([" "], [0.5], [(0.0, 0.1)], 1.0) == ()
 
 
+def test_tokens_crowded_behind_the_end_are_squeezed_into_the_clip() -> None:
+    found = make_words(["a", " b", " c"], [1.0] * 3, [(0.1 * i, 0.1 * (i + 1)) for i in range(3)], 0.15)
+    assert [(word.start, word.end) for word in found] == [(0.0, 0.05), (0.05, 0.1), (0.1, 0.15)]
+
+
 @pytest.mark.parametrize(
     "text", ["A quick brown fox, it jumps!", "我们今天去学校，好吗？", "यह एक अच्छा दिन है।", "Ça va ?"]
 )

@@ -28,6 +28,9 @@ def add_decoding_options(parser: Any) -> None:
         help="length of the canvas; auto: as the draft needs (default: the model's)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument(
+        "--word-timestamps", action="store_true", help="start, end and confidence of every word too"
+    )
     group = parser.add_argument_group("how it is decoded")
     for name, kind, text in (
         ("self_conditioning", str, f"what the first pass is told: {', '.join(SELF_CONDITIONING)}"),

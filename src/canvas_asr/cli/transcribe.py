@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
             n_failed += 1
             complain(f"error: {result}")
             continue
-        print(_json_line(result) if options.json else text_line(result), flush=True)
+        lines = [_json_line(result)] if options.json else [text_line(result), *word_lines(result)]
+        print("\n".join(lines), flush=True)
         if result.truncated:
             complain(
                 f"warning: {result.file}: the text fills the canvas and its end may be missing; "
@@ -67,9 +68,20 @@ def _json_line(transcript: Transcript) -> str:
     return json.dumps(transcript.to_dict(), ensure_ascii=not is_utf8)
 
 
+def _shown(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def text_line(transcript: Transcript) -> str:
     """One line, without what a terminal would obey rather than show."""
-    shown = "".join(c if c.isprintable() else " " for c in transcript.text)
-    text = " ".join(shown.split()) or "(no speech)"
+    text = _shown(transcript.text) or "(no speech)"
     language = f"[{transcript.language}]  " if transcript.language else ""
     return f"{transcript.file}  {language}{text}  ({transcript.rtfx:.1f}× real time)"
+
+
+def word_lines(transcript: Transcript) -> list[str]:
+    """One line a word, where words were asked for: start and end in seconds, confidence, text."""
+    return [
+        f"{word.start:10.2f} {word.end:7.2f}  {100 * word.confidence:3.0f} %  {_shown(word.text)}"
+        for word in transcript.words or ()
+    ]

@@ -1,0 +1,387 @@
+"""Word times against the exact ones of a synthesiser, by language.
+
+    python benchmarks/word_times.py tiny --manifest data/testsets/synthetic/manifest.jsonl
+
+Sentences of the manifest are said again by espeak-ng in voices kept out of training; it reports where in the
+samples each word begins and ends. Compared are the words of the transcript that were recognised correctly,
+and the reference text aligned to the same audio; both again behind ten seconds of silence. Writes
+``docs/word_times.json`` and ``docs/word_times.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from canvas_asr.audio import SAMPLE_RATE_HZ
+from canvas_asr.card_sections import table
+from canvas_asr.result import Word
+from canvas_asr.synthesis.synthesizer import Synthesizer, Utterance, spoken_text
+from canvas_asr.words import END_S, make_words, split_words
+
+DOCS = Path(__file__).parents[1] / "docs"
+AIM_MEDIAN_S, AIM_95_S = 0.1, 0.3
+BATCH_SIZE = 8
+ALL = "all"
+_SYLLABLE = re.compile(r"[a-zê]+[1-5]")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """A word of a sentence with the time the synthesiser said it.
+
+    Attributes:
+        text: As it stands in the sentence.
+        start: In seconds; None where the synthesiser tells none (of the second word of "of the", say).
+        end: Likewise; None too where words that have no time of their own follow.
+    """
+
+    text: str
+    start: float | None
+    end: float | None
+
+
+@dataclass
+class Errors:
+    """Differences from the exact times in seconds, and what was compared.
+
+    Attributes:
+        onsets: Found less exact start of each word.
+        ends: Found less exact end.
+        n_words: Words with an exact time, found or not.
+    """
+
+    onsets: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+    n_words: int = 0
+
+    def compare(self, said: Said, word: Word, offset_s: float) -> None:
+        """Add a word that was found."""
+        if said.start is not None:
+            self.onsets.append(word.start - offset_s - said.start)
+        if said.end is not None:
+            self.ends.append(word.end - offset_s - said.end)
+
+    def figures(self) -> Record:
+        """Median and 95th percentile of the absolute errors, and the median of the signed ones."""
+        found: Record = {"n_words": self.n_words, "n_compared": len(self.onsets)}
+        for name, errors in (("onset", self.onsets), ("end", self.ends)):
+            if errors:
+                found |= {
+                    f"{name}_median_s": float(np.median(np.abs(errors))),
+                    f"{name}_95_s": float(np.quantile(np.abs(errors), 0.95)),
+                    f"{name}_bias_s": float(np.median(errors)),
+                }
+        return found
+
+
+def plain(text: str) -> str:
+    """What has to agree for a word to be recognised: letters, their signs and digits, in lower case."""
+    return "".join(c for c in text.lower() if unicodedata.category(c)[0] in "LMN")
+
+
+def said_words(utterance: Utterance) -> list[Said] | None:
+    """Words of an utterance with their exact times; None where its characters are not its syllables."""
+    text = utterance.text
+    words = [text[first:last] for first, last in split_words(text)]
+    if utterance.language == "zh":
+        spoken = spoken_text(text, "zh")
+        places = [match.start() for match in _SYLLABLE.finditer(spoken)]
+        if len(places) != len(words):
+            return None
+        owner = {place: k for k, place in enumerate(places)}
+    else:
+        owner, behind = {}, 0
+        for k, (_, last) in enumerate(split_words(text)):
+            # Marks behind the last letter belong to the next word here: the "-" of "one - not" begins "not".
+            end = max((i + 1 for i in range(behind, last) if plain(text[i])), default=last)
+            owner |= dict.fromkeys(range(behind, end), k)
+            behind = end
+    times: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for place, start, end_s in utterance.words:
+        if place in owner:
+            times[owner[place]].append((start, end_s))
+    found = []
+    for k, word in enumerate(words):
+        runs_on = k + 1 < len(words) and k + 1 not in times
+        start_s = times[k][0][0] if k in times else None
+        found.append(Said(word, start_s, None if k not in times or runs_on else times[k][-1][1]))
+    return found
+
+
+class Figures:
+    """Errors and confidences by language."""
+
+    def __init__(self) -> None:
+        self.recognised: dict[str, Errors] = defaultdict(Errors)
+        self.reference: dict[str, Errors] = defaultdict(Errors)
+        self.right: list[float] = []  # confidences of the words found
+        self.wrong: list[float] = []
+
+    def add(
+        self, language: str, said: list[Said], found: Sequence[Word], aligned: Sequence[Word], offset_s: float
+    ) -> None:
+        """Compare one clip.
+
+        Args:
+            language: Of the clip.
+            said: What was said.
+            found: Words of the transcript.
+            aligned: Words of the reference text, as many as were said; or none.
+            offset_s: Silence before the speech.
+        """
+        n_timed = sum(word.start is not None for word in said)
+        ours, theirs = [plain(word.text) for word in found], [plain(word.text) for word in said]
+        hits = {
+            block.b + i: block.a + i
+            for block in SequenceMatcher(None, theirs, ours, autojunk=False).get_matching_blocks()
+            for i in range(block.size)
+        }
+        for name in (language, ALL):
+            self.recognised[name].n_words += n_timed
+            self.reference[name].n_words += n_timed
+            for k, place in hits.items():
+                self.recognised[name].compare(said[place], found[k], offset_s)
+            for word, heard in zip(said, aligned, strict=False):
+                self.reference[name].compare(word, heard, offset_s)
+        for k, word in enumerate(found):
+            (self.right if k in hits else self.wrong).append(word.confidence)
+
+    def content(self) -> Record:
+        """All figures, JSON-ready."""
+        right, wrong = np.array(self.right), np.array(self.wrong)
+        ranks = (right[:, None] > wrong[None]).mean() + (right[:, None] == wrong[None]).mean() / 2
+        return {
+            "recognised": {name: errors.figures() for name, errors in self.recognised.items()},
+            "reference": {name: errors.figures() for name, errors in self.reference.items()},
+            "confidence": {
+                "n_right": len(right),
+                "n_wrong": len(wrong),
+                "mean_right": float(right.mean()),
+                "mean_wrong": float(wrong.mean()),
+                "ranked_right": float(ranks),
+            },
+        }
+
+
+def utterances(manifest: Path, limit: int) -> Iterator[Utterance]:
+    """Say the first sentences of each language."""
+    from canvas_asr.manifest import read_manifest
+
+    synthesizer = Synthesizer("test")
+    counts: dict[str, int] = defaultdict(int)
+    for place, clip in enumerate(read_manifest(manifest)):
+        if clip.text and counts[clip.language] < limit:
+            counts[clip.language] += 1
+            yield synthesizer.say(clip.text, clip.language, np.random.default_rng((0, place)))
+
+
+def in_batches(items: Iterable[Utterance]) -> Iterator[list[Utterance]]:
+    """Cut a stream into lists."""
+    stream = iter(items)
+    while batch := list(islice(stream, BATCH_SIZE)):
+        yield batch
+
+
+def align_texts(asr: Any, clips: Sequence[np.ndarray], texts: Sequence[str]) -> list[tuple[Word, ...]]:
+    """Words of given texts, aligned to their clips."""
+    import torch
+
+    processor, aligner = asr.processor, asr.decoder.aligner
+    with torch.no_grad():
+        mel, n_mel = processor.features(clips)
+        sounds = aligner.clips(asr.model.audio_tokens(mel.to(asr.device), n_mel.to(asr.device))[0], n_mel)
+    found = []
+    for clip, text, sound in zip(clips, texts, sounds, strict=True):
+        ids = processor.text_ids(text)
+        spans = aligner(ids, sound)
+        sure = [1.0] * len(ids)
+        found.append(make_words(processor.token_texts(ids), sure, spans, len(clip) / SAMPLE_RATE_HZ))
+    return found
+
+
+def measure(asr: Any, spoken: Iterable[Utterance], silence_s: float, decoding: Record) -> Record:
+    """Compare every utterance, with silence before it.
+
+    Args:
+        asr: A transcriber.
+        spoken: Utterances.
+        silence_s: Seconds of silence before each.
+        decoding: Options.
+    """
+    figures, n_left_out, n_clips = Figures(), 0, 0
+    silence = np.zeros(round(silence_s * SAMPLE_RATE_HZ), np.float32)
+    for batch in in_batches(spoken):
+        clips = [np.concatenate([silence, utterance.samples]) for utterance in batch]
+        read = asr.transcribe_arrays(clips, batch_size=BATCH_SIZE, word_timestamps=True, **decoding)
+        aligned = align_texts(asr, clips, [utterance.text for utterance in batch])
+        for utterance, transcript, words in zip(batch, read, aligned, strict=True):
+            said = said_words(utterance)
+            n_clips += 1
+            if said is None or len(said) != len(words):
+                n_left_out += 1
+                continue
+            figures.add(utterance.language, said, transcript.words, words, silence_s)
+    return {"silence_s": silence_s, "n_clips": n_clips, "n_left_out": n_left_out, **figures.content()}
+
+
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:.0f}"
+
+
+def _rows(found: Record) -> list[list[str]]:
+    rows = []
+    for name, recognised in found["recognised"].items():
+        reference = found["reference"][name]
+        share = recognised["n_compared"] / max(1, recognised["n_words"])
+        row = [name, str(recognised["n_words"]), f"{100 * share:.0f} %"]
+        for figures in (recognised, reference):
+            row += [_ms(figures.get(f"onset_{key}_s")) for key in ("median", "95", "bias")]
+        row += [_ms(reference.get(f"end_{key}_s")) for key in ("median", "95", "bias")]
+        rows.append(row)
+    return sorted(rows, key=lambda row: row[0] == ALL)
+
+
+_HEADER = (
+    "language", "words", "recognised", "onset median", "95 %", "bias", "reference median", "95 %", "bias",
+    "end median", "95 %", "bias",
+)  # fmt: skip
+
+
+def targets(content: Record) -> list[Record]:
+    """Compare every language's figures with the aims."""
+    found = []
+    for place, run in enumerate(content["runs"]):
+        for kind in ("recognised", "reference"):
+            for name, figures in run[kind].items():
+                median, most = (figures.get(f"onset_{key}_s", np.inf) for key in ("median", "95"))
+                reached = bool(median <= AIM_MEDIAN_S and most <= AIM_95_S)
+                found.append({"run": place, "words": kind, "language": name, "reached": reached})
+    return found
+
+
+_INTRODUCTION = """\
+# Word times, measured
+
+A text's tokens are aligned to the CTC posteriors of the audio tokens (`canvas_asr/alignment.py`). A word
+starts with the first audio token of its first token; it ends {end_ms} ms behind the last of its last, or
+where the next word starts (`canvas_asr/words.py`). An audio token lasts {token_ms} ms. These times are
+compared with those at which espeak-ng, in voices kept out of training, said each word; of words that it
+runs together ("of the") the first counts.
+
+Errors in milliseconds, absolute but for the bias, the median of found less exact time. *Recognised*: words
+of the transcript that are right, and their share. *Reference*: all words, the true text being aligned. Left
+out are Chinese sentences with digits or Latin letters, whose characters are not their syllables.
+
+Model `{model}`, {decoding}, {cpu}, threads: {n_threads}. Made by
+
+    {command}
+
+Aims: median onset error ≤ 100 ms, 95 % ≤ 300 ms, in every language and both ways. {verdict}
+"""
+_CONFIDENCE = """
+## Confidence
+
+A word's confidence is the product of its tokens' probabilities in the last pass. Its mean is
+{mean_right:.2f} over {n_right} words that are right, {mean_wrong:.2f} over {n_wrong} that are wrong; of a
+right and a wrong word the right one is the surer in {ranked_right:.0%} of pairs.
+"""
+
+
+def markdown(content: Record) -> str:
+    """The page of the documentation."""
+    missed = [f"{t['language']} ({t['words']})" for t in content["targets"] if not t["reached"]]
+    page = _INTRODUCTION.format(
+        end_ms=_ms(END_S),
+        token_ms=_ms(content["audio_token_s"]),
+        verdict=f"**Missed**: {', '.join(missed)}." if missed else "All reached.",
+        **{name: content[name] for name in ("model", "decoding", "command")},
+        **{name: content["environment"][name] for name in ("cpu", "n_threads")},
+    )
+    for run in content["runs"]:
+        lead = f"Behind {run['silence_s']:g} s of silence" if run["silence_s"] else "Speech from the start"
+        left_out = f", {run['n_left_out']} of them left out" if run["n_left_out"] else ""
+        lines = ["", f"## {lead}", "", f"{run['n_clips']} clips{left_out}.", ""]
+        page += "\n".join([*lines, *table(_HEADER, _rows(run), 1)]) + "\n"
+    return page + _CONFIDENCE.format(**content["runs"][0]["confidence"])
+
+
+def _load(model: str) -> Any:
+    import canvas_asr
+
+    return canvas_asr.load(model, device="cpu")
+
+
+def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _load) -> int:
+    """Run the command; returns the exit code.
+
+    Args:
+        argv: Its arguments; None takes the process's.
+        load_model: Turns a name into a ``Transcriber``.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="as canvas-asr transcribe takes it")
+    parser.add_argument("--manifest", type=Path, required=True, help="clips whose texts are said again")
+    parser.add_argument("--n", type=int, default=100, help="sentences a language (default 100)")
+    parser.add_argument("--n-silence", type=int, default=20, help="those behind silence (default 20)")
+    parser.add_argument("--silence-s", type=float, default=10.0, help="length of the silence (default 10)")
+    parser.add_argument("--init", default="draft", help="of the decoding (default draft)")
+    parser.add_argument("--steps", type=int, default=1, help="of the decoding (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    parser.add_argument("--out", type=Path, default=DOCS / "word_times.json", help="JSON; a page beside it")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    from canvas_asr.evaluation.report import describe_machine, installed_versions
+
+    torch.set_num_threads(options.threads)
+    load_before = os.getloadavg()[0]
+    asr = load_model(options.model)
+    decoding = {"init": options.init, "steps": options.steps}
+    runs = [
+        measure(asr, utterances(options.manifest, n), silence_s, decoding)
+        for n, silence_s in ((options.n, 0.0), (options.n_silence, options.silence_s))
+        if n
+    ]
+    content: Record = {
+        "command": shlex.join(
+            ["python", "benchmarks/word_times.py", *(sys.argv[1:] if argv is None else argv)]
+        ),
+        "model": options.model,
+        "decoding": f"init={options.init}, steps={options.steps}",
+        "audio_token_s": asr.decoder.aligner.token_s,
+        "environment": {
+            **describe_machine(),
+            "n_threads": torch.get_num_threads(),
+            "load_average_before": load_before,
+            "versions": installed_versions(),
+        },
+        "runs": runs,
+    }
+    content["targets"] = targets(content)
+    options.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    page = markdown(content)
+    options.out.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
