@@ -24,6 +24,7 @@ from .configuration import CanvasASRConfig
 from .encoder import encode_audio
 from .errors import OptionError
 from .hub import HubAccess, upload
+from .options import StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .positions import prompt_positions
 from .processing import CanvasASRProcessor
@@ -33,6 +34,7 @@ from .registration import register
 if TYPE_CHECKING:
     from transformers import DiffusionGemmaForBlockDiffusion
     from transformers.generation.streamers import BaseStreamer
+    from typing_extensions import Unpack
 
 
 # Arguments that the Auto classes and pipelines of transformers pass to every class.
@@ -305,24 +307,27 @@ class CanvasASRModel(PreTrainedModel):
         *,
         num_steps: int = 8,
         init: str = "noise",
-        canvas_length: int | None = None,
+        canvas_length: int | str | None = None,
         language: str | None = None,
         seed: int = 0,
         streamer: BaseStreamer | None = None,
         processor: CanvasASRProcessor | None = None,
+        **strategies: Unpack[StrategyOptions],
     ) -> Tensor:
         """Transcribe log-mel features to token ids; :func:`canvas_asr.load` gives text, confidence and more.
 
         Args:
             input_features: (B, n_mels, T_mel), right-padded, as the processor makes them.
             attention_mask: 1 at valid frames, (B, T_mel); None: all are valid.
-            num_steps: Denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
-            init: What the canvas starts from: ``noise``, or the CTC ``draft``.
-            canvas_length: Tokens of the canvas; None: the checkpoint's.
+            num_steps: Most denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
+            init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``.
+            canvas_length: Tokens of the canvas; ``auto``: as the draft needs; None: the checkpoint's.
             language: Code of all clips; None detects it.
             seed: Of the noise, which is drawn for each clip from it and the clip's length.
             streamer: Is shown the draft (B, L), then the canvas (B, C) after every pass.
             processor: Of the checkpoint; None: the one that came with the model.
+            strategies: Further options, such as ``acceptance``, ``gate`` or ``candidates``: see
+                :class:`~canvas_asr.options.DecodingOptions`.
 
         Returns:
             Text token ids without language tag, (B, L) int64, right-padded.
@@ -348,6 +353,7 @@ class CanvasASRModel(PreTrainedModel):
             canvas_length=canvas_length,
             language=language,
             seed=seed,
+            **strategies,
         )
 
 

@@ -21,6 +21,7 @@ from transformers import Pipeline
 from .audio import SAMPLE_RATE_HZ, Samples
 from .errors import AudioError, OptionError
 from .modeling import CanvasASRModel
+from .options import StrategyOptions
 from .processing import CanvasASRProcessor
 from .transcriber import Transcriber
 
@@ -31,6 +32,7 @@ _OPTIONS = {
     "canvas_length": "canvas",
     "language": "language",
     "seed": "seed",
+    **{name: name for name in StrategyOptions.__annotations__},
 }
 
 
@@ -87,7 +89,8 @@ class CanvasASRPipeline(Pipeline):
                 ``raw`` or ``array`` and ``sampling_rate``; a list, generator or dataset of them.
             args: None; a warning names those that are given.
             kwargs: ``batch_size``, ``num_workers``, and ``generate_kwargs`` with ``num_steps``, ``init``,
-                ``canvas_length``, ``language`` and ``seed``, which may also stand here themselves.
+                ``canvas_length`` and the other options of :meth:`CanvasASRModel.generate`, which may also
+                stand here themselves.
 
         Returns:
             ``{"text": ..., "language": ...}``, ``language`` where the model tells it; a list for a list, an

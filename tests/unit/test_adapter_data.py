@@ -13,6 +13,7 @@ from made_up_clips import write_clips
 from small_models import TINY, small_model, small_processor
 
 from canvas_asr.checkpoint import save_checkpoint
+from canvas_asr.configuration import load_configuration
 from canvas_asr.errors import CanvasASRError, CheckpointError, DataError, RecipeError
 from canvas_asr.training import adapter, adapter_data
 from canvas_asr.training.adapter import run
@@ -78,6 +79,8 @@ def test_clips_that_cannot_be_used_are_told_before_the_first_step(
     recipe.options["train"] = [{"path": str(path), "languages": ["en"]}]
     run(Recipe("adapter", tmp_path / "no_ctc", recipe.training, recipe.options))
     assert "bad.jsonl: 1 clips" in capfd.readouterr().err
+    folders = (recipe.output_dir, tmp_path / "no_ctc")
+    assert [load_configuration(folder / "checkpoint").has_draft for folder in folders] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from canvas_asr import AudioError, CanvasASRPipeline, OptionError, Transcriber
+from canvas_asr.options import DecodingOptions
+from canvas_asr.pipeline import _OPTIONS
 
 TASK = "automatic-speech-recognition"
 RATE_HZ = 16_000
@@ -53,6 +56,18 @@ def files(tmp_path: Path) -> list[str]:
     for seed, path in enumerate(paths):
         sf.write(path, tones(0.4 + 0.3 * seed, seed), RATE_HZ, subtype="FLOAT")
     return paths
+
+
+def test_every_option_of_decoding_is_one_of_the_pipeline(
+    recognise: Any, asr: Transcriber, files: list[str]
+) -> None:
+    theirs = {"num_steps": 2, "init": "draft", "canvas_length": "auto", "fusion": 0.5, "seed": 4}
+    ours = {"steps": 2, "init": "draft", "canvas": "auto", "fusion": 0.5, "seed": 4}
+    assert recognise(files[0], generate_kwargs=theirs)["text"] == asr.transcribe(files[0], **ours).text
+    options = set(_OPTIONS.values())
+    assert options == {field.name for field in fields(DecodingOptions)}
+    with pytest.raises(OptionError, match="fusoin: no option of this pipeline; it has num_steps, init"):
+        recognise(files[0], fusoin=1)
 
 
 def test_a_folder_gets_our_pipeline(recognise: Any) -> None:

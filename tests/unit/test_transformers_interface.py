@@ -255,6 +255,12 @@ def test_a_clip_and_a_seed_give_the_same_text_by_every_interface(whole: Path) ->
     model, processor = AutoModel.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
     ids = model.generate(**processor(clips, sampling_rate=RATE_HZ), num_steps=3, seed=7)
     assert [processor.text(row) for row in ids.tolist()] == expected
+    batch = processor(clips, sampling_rate=RATE_HZ)
+    fused = model.generate(**batch, num_steps=2, init="draft-slots", canvas_length="auto", fusion=1)
+    options = {"steps": 2, "init": "draft-slots", "canvas": "auto", "fusion": 1}
+    assert [processor.text(row) for row in fused.tolist()] == [
+        t.text for t in asr.transcribe([(clip, RATE_HZ) for clip in clips], **options)
+    ]
     recognise = pipeline("automatic-speech-recognition", model=str(whole), device="cpu")
     assert [one["text"] for one in recognise(clips, num_steps=3, seed=7, batch_size=2)] == expected
 
