@@ -133,8 +133,9 @@ class ClipBatch:
         if on_draft is not None:
             on_draft([list(draft.ids) for draft in heard])
         lengths = n_mel.tolist()
-        wants_times = self.options.word_timestamps
-        sounds = decoder.aligner.clips(tokens, n_mel) if wants_times else [None] * len(mel)
+        sounds: Sequence[Tensor | None] = [None] * len(mel)
+        if self.options.word_timestamps:
+            sounds = decoder.aligner.clips(tokens, n_mel)
         left = []
         for i, draft in enumerate(heard):
             if self._is_answer(draft):

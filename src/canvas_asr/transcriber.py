@@ -223,7 +223,7 @@ class Transcriber:
             sample_rate_hz: Rate of arrays that come without one.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
                 clip), the number of the pass from 1, and the text so far.
-            strategies: Further options, such as ``acceptance``, ``gate`` or ``candidates``: see
+            strategies: Further options, such as ``word_timestamps``, ``acceptance`` or ``gate``: see
                 :class:`~canvas_asr.options.DecodingOptions`.
 
         Returns:
