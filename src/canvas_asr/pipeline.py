@@ -90,10 +90,11 @@ class CanvasASRPipeline(Pipeline):
             args: None; a warning names those that are given.
             kwargs: ``batch_size``, ``num_workers``, and ``generate_kwargs`` with ``num_steps``, ``init``,
                 ``canvas_length`` and the other options of :meth:`CanvasASRModel.generate`, which may also
-                stand here themselves.
+                stand here themselves; ``return_timestamps="word"``.
 
         Returns:
-            ``{"text": ..., "language": ...}``, ``language`` where the model tells it; a list for a list, an
+            ``{"text": ..., "language": ...}``, ``language`` where the model tells it; with timestamps
+            ``chunks`` too, ``{"text": ..., "timestamp": (start, end)}`` for each word; a list for a list, an
             iterator for a generator or dataset.
 
         Raises:
@@ -113,11 +114,13 @@ class CanvasASRPipeline(Pipeline):
         return_language: bool | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if return_timestamps:
-            raise OptionError("return_timestamps: this model gives no times yet; leave it out.")
+        if return_timestamps not in (None, False, "word"):
+            raise OptionError(f"return_timestamps is {return_timestamps!r}; give 'word', or leave it out.")
         if chunk_length_s or stride_length_s:
             raise OptionError("chunk_length_s: clips are not cut yet; give clips that the model can take.")
         options = {**(generate_kwargs or {}), **kwargs}
+        if return_timestamps:
+            options["word_timestamps"] = True
         for name in options:
             if name not in _OPTIONS:
                 raise OptionError(f"{name}: no option of this pipeline; it has {', '.join(_OPTIONS)}.")
@@ -157,10 +160,14 @@ class CanvasASRPipeline(Pipeline):
         )
         return {"transcripts": transcripts}
 
-    def postprocess(self, model_outputs: Any, **_: Any) -> dict[str, str]:
-        """Give the text, and the language where the model tells it."""
+    def postprocess(self, model_outputs: Any, **_: Any) -> dict[str, Any]:
+        """Give the text, the language where the model tells it, and the words that were asked for."""
         transcript = model_outputs["transcripts"]
         if isinstance(transcript, list):  # a batch of one is not taken apart
             (transcript,) = transcript
-        found = {"text": transcript.text}
-        return {**found, "language": transcript.language} if transcript.language else found
+        found: dict[str, Any] = {"text": transcript.text}
+        if transcript.language:
+            found["language"] = transcript.language
+        if transcript.words is not None:
+            found["chunks"] = [{"text": w.text, "timestamp": (w.start, w.end)} for w in transcript.words]
+        return found

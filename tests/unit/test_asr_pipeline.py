@@ -128,6 +128,15 @@ def test_options_may_be_given_once_for_all_calls(asr: Transcriber, files: list[s
     assert german(files[0], generate_kwargs={"language": "fr"})["language"] == "fr"
 
 
+def test_words_are_chunks_with_times(asr: Transcriber, recognise: Any, files: list[str]) -> None:
+    expected = asr.transcribe(files[0], steps=1, word_timestamps=True)
+    assert expected.words
+    found = recognise(files[0], num_steps=1, return_timestamps="word")
+    assert found["text"] == expected.text
+    assert found["chunks"] == [{"text": w.text, "timestamp": (w.start, w.end)} for w in expected.words]
+    assert "chunks" not in recognise(files[0], num_steps=1)
+
+
 def test_the_program_ffmpeg_is_not_called(
     recognise: Any, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
