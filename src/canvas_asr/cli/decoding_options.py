@@ -11,7 +11,10 @@ from canvas_asr.options import ACCEPTANCES, AUTO, RISKS, SELF_CONDITIONING, STAR
 
 def canvas_length(text: str) -> int | str:
     """Read ``auto`` or a number of tokens."""
-    return text if text == AUTO else int(text)
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number of tokens") from error
 
 
 def add_decoding_options(parser: Any) -> None:
