@@ -231,7 +231,7 @@ class Transcriber:
 
         Raises:
             AudioError: If a clip cannot be read or is too long.
-            OptionError: If an option is unknown or out of range.
+            OptionError: If an option is out of range.
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
         self._check(options, batch_size)
@@ -272,7 +272,7 @@ class Transcriber:
             wrong with the file.
 
         Raises:
-            OptionError: If an option is unknown or out of range.
+            OptionError: If an option is out of range.
         """
         chosen = DecodingOptions(language, steps, **options)
         self._check(chosen, batch_size)
@@ -298,7 +298,7 @@ class Transcriber:
 
         Raises:
             AudioError: If an array is no audio or is too long.
-            OptionError: If an option is unknown or out of range.
+            OptionError: If an option is out of range.
         """
         clips = [(array, SAMPLE_RATE_HZ) for array in arrays]
         return self.transcribe(clips, language, steps, batch_size=batch_size, **options)
