@@ -138,7 +138,7 @@ class Aligner:
         """
         columns = torch.tensor([self.model.config.blank_token_id, *ids], device=audio_tokens.device)
         parts = []
-        for chunk in audio_tokens.split(CHUNK_TOKENS):
+        for chunk in torch.split(audio_tokens, CHUNK_TOKENS):
             logits = self.model.ctc_logits(chunk[None])[0].float()  # (<= CHUNK_TOKENS, V)
             parts.append(logits[:, columns] - logits.logsumexp(dim=-1, keepdim=True))
         logs = torch.cat(parts).double().cpu().numpy()
