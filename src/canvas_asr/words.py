@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from .result import Word
 
-# A token's spike ends before its sound does: median 72 ms over 3,031 words (docs/word_times.md). Starts need
-# no such correction.
+# A token's last frame ends before its sound does, by a median of 72 ms over 3,031 words of espeak-ng heard by
+# `tiny`. Starts need no correction: 4 ms late (docs/word_times.md has the figures of the present model).
 END_S = 0.08
 
 _UNSPACED = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
