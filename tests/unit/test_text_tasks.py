@@ -182,6 +182,23 @@ def test_no_speech_gives_no_text(tokenizer: PreTrainedTokenizerFast) -> None:
         assert body.count(BLANK) > 0.6 * len(body)
 
 
+def test_without_strays_no_speech_is_blanks(tokenizer: PreTrainedTokenizerFast, pieces: Pieces) -> None:
+    options = TextTaskOptions(copy=0, ctc=0, continuation=0, empty=1, stray_share=0)
+    examples = list(islice(TextTasks(tokenizer, SENTENCES, None, options), 30))
+    assert {token for example in examples for token in example.prompt_ids[1:-1]} == {pieces.blank}
+
+
+def test_short_examples_are_one_to_three_words_of_a_sentence(
+    tokenizer: PreTrainedTokenizerFast, pieces: Pieces
+) -> None:
+    options = TextTaskOptions(copy=1, ctc=0, continuation=0, empty=0, short_share=1, join_share=0)
+    text = "one two three four five"
+    tasks = TextTasks(tokenizer, {"en": [text]}, None, options)
+    found = {tokenizer.decode(example.target_ids[1:]).strip() for example in islice(tasks, 200)}
+    assert all(one in text and len(one.split()) <= 3 for one in found)
+    assert {"one", "five", "two three", "two three four"} <= found
+
+
 def test_targets_hold_a_tag_and_then_text_only(tasks: TextTasks, tokenizer: PreTrainedTokenizerFast) -> None:
     special = set(tokenizer.all_special_ids)
     allowed = special - {BLANK} - set(range(17, 17 + len(SYMBOLS)))

@@ -70,6 +70,9 @@ class TextTaskOptions:
         min_frames: Least mean of audio tokens per text token, blanks included.
         max_frames: Greatest mean of audio tokens per text token.
         join_share: Share of examples of several sentences, as many as ``max_target_tokens`` leaves room for.
+        short_share: Share of examples cut to one to three words of their sentence.
+        stray_share: Share of the examples of ``empty`` that hold stray tokens. A backbone that reads real CTC
+            readings takes one token among blanks for a word then, or for noise: it cannot do both.
     """
 
     copy: float = 0.10
@@ -83,6 +86,8 @@ class TextTaskOptions:
     min_frames: float = 1.3
     max_frames: float = 3.0
     join_share: float = 0.10
+    short_share: float = 0.0
+    stray_share: float = 0.6
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -92,7 +97,7 @@ class TextTaskOptions:
         """
         for setting in fields(self):
             value = getattr(self, setting.name)
-            shares = ("max_error_rate", "clean_share", "join_share")
+            shares = ("max_error_rate", "clean_share", "join_share", "short_share", "stray_share")
             if value < 0 or (setting.name in shares and value > 1):
                 raise RecipeError(
                     f"text tasks: {setting.name} is {value}; it must lie in its range (see its help)"
@@ -288,6 +293,9 @@ class TextTasks(IterableDataset[TextExample]):
     ) -> TextExample:
         pieces = self.pieces
         body: list[int] = []
+        if self.options.short_share and rng.random() < self.options.short_share:
+            ids = self._some_words(ids, language, rng)
+            text = str(pieces.tokenizer.decode(ids)).strip()
         if task == "empty":
             body = self._no_speech(len(ids), rng)
             return TextExample([pieces.bos, *body, pieces.transcribe], [], "", task)
@@ -339,11 +347,17 @@ class TextTasks(IterableDataset[TextExample]):
             body += phonemes or word  # a dash or a character without a reading stays as it is
         return body
 
+    def _some_words(self, ids: list[int], language: str, rng: np.random.Generator) -> list[int]:
+        """Cut out one to three words that stand together."""
+        words = self.pieces.words(ids, language)
+        first = int(rng.integers(len(words)))
+        return [token for word in words[first : first + int(rng.integers(1, 4))] for token in word]
+
     def _no_speech(self, n_tokens: int, rng: np.random.Generator) -> list[int]:
         """Blanks with few or no stray pieces or phonemes, as many as ``n_tokens`` of speech would give."""
         most = max(8, round(self.options.max_frames * n_tokens))
         body = np.full(int(rng.integers(3, most)), self.pieces.blank)
-        if rng.random() < 0.6:
+        if rng.random() < self.options.stray_share:
             stray = np.flatnonzero(rng.random(len(body)) < rng.uniform(0, 0.1))
             pool = self.pieces.phoneme_ids if rng.random() < 0.3 else self.pieces.text_ids
             body[stray] = pool[rng.integers(len(pool), size=len(stray))]
