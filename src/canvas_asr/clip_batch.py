@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .backbone import select_cache
 from .canvas_batch import CanvasBatch
 from .canvas_rows import CanvasRow

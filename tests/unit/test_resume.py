@@ -82,7 +82,7 @@ def test_ten_steps_a_kill_and_ten_equal_twenty(
     monkeypatch.setattr(hub_sets, "load_audio", noted_load)
     adapter.run(broken)
     plan = list(BatchPlan([0.6 + 0.13 * i for i in range(7)], 3, 20, 0))
-    n_dev = 2  # the last step is evaluated
+    n_dev = 2 * 2  # read before the first step, and at the last one, which is evaluated
     assert len(read.read_text()) == sum(map(len, plan[10:])) + n_dev
     expected = losses_of(whole.output_dir)
     assert losses_of(broken.output_dir) == {step: loss for step, loss in expected.items() if step > 10}

@@ -250,7 +250,7 @@ def _word_times(
 ) -> list[tuple[int, int, int]]:
     """(place in the text, start, end) of every word, from its first phoneme to the next word or silence."""
     words = []
-    bounds = [first for _, first in places[1:]] + [len(events)]
+    bounds = [*(first for _, first in places[1:]), len(events)][: len(places)]
     for (place, first), bound in zip(places, bounds, strict=True):
         spoken = [i for i in range(first, bound) if events[i][1] and not events[i][1].startswith("(")]
         if spoken:
