@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from canvas_asr.training.checkpoints import newest_checkpoint
 from canvas_asr.training.recipe import load_recipe
 
 MODULE = ("-m", "canvas_asr.training")
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
+PLAIN = ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(canvas_asr.__file__).parents[1])}
 
 
@@ -30,10 +33,8 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     content = adapter_recipe(tmp_path, eval_steps=6, save_steps=6)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
-    launch = ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
-    plain = ("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")
     two = tmp_path / "two"
-    command = [sys.executable, "-m", *launch, *plain, *MODULE, str(path), "--set", f"output_dir={two}"]
+    command = [sys.executable, *LAUNCH, *PLAIN, *MODULE, str(path), "--set", f"output_dir={two}"]
     beside = subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -67,6 +68,23 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     for name in whole:
         torch.testing.assert_close(weights[name], whole[name], atol=1e-3, rtol=1e-3)
     assert (two / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_two_processes_share_the_feature_cache(tmp_path: Path) -> None:
+    """Each computes half of the clips, and one of them reports: they know of each other before training."""
+    content = adapter_recipe(tmp_path, max_steps=1)
+    content["options"] |= {"augment": False, "feature_cache": str(tmp_path / "cache"), "n_dev": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, *LAUNCH, *PLAIN, *MODULE, str(path)]
+    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=200, check=False)
+    said = ran.stderr.decode()
+    assert ran.returncode == 0, said
+    assert "4 of 4 clips computed by this process" in said  # of seven, and one of them again to judge by
+    assert said.count("training data:") == said.count("clips computed") == 1
+    assert len([*(tmp_path / "cache").rglob("*.safetensors")]) == 7
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["n_processes"] == 2
+    assert not [*tmp_path.rglob("*.partial")]
 
 
 def test_sigterm_saves_and_ends_with_code_0(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from canvas_asr.synthesis.augment import Augmenter
 from .adapter_options import AdapterOptions
 from .callbacks import say
 from .feature_cache import FeatureCache
+from .processes import process_state
 from .recipe import Recipe
 from .selection import ClipLimits, ClipSet, TextFit, check_readable, read_clips
 from .sources import DataSource, parse_sources
@@ -92,7 +93,7 @@ def read_data(
     max_speed = options.augmentation.speed[1] if options.augment else 1.0
     fit = TextFit(processor, model.config, ctc=options.ctc_weight > 0, max_speed=max(1.0, max_speed))
     limits = ClipLimits(options.min_clip_s, options.max_clip_s, fit)
-    state = PartialState()
+    state = process_state()
     with state.main_process_first():  # the others find what it has fetched and measured
         # Judged by as they are: a clip that is hard to train on counts in an evaluation all the same.
         dev = read_clips(sources.dev, ClipLimits(options.min_clip_s, options.max_clip_s))
@@ -105,7 +106,8 @@ def read_data(
     _report(train, recipe.output_dir, state)
     features, spec_augment = None, options.spec_augment
     if options.feature_cache:
-        cache = FeatureCache(Path(options.feature_cache), model, processor)
+        with state.main_process_first():  # it writes what the others' folder has to say about itself
+            cache = FeatureCache(Path(options.feature_cache), model, processor)
         own = [*train.clips, *dev_clips][state.process_index :: state.num_processes]
         n_made = cache.fill(own, str(state.device))
         state.wait_for_everyone()
@@ -135,7 +137,7 @@ def _streamed(
     processor: CanvasASRProcessor,
     dev_clips: Sequence[Any],
 ) -> AdapterData:
-    training, state = recipe.training, PartialState()
+    training, state = recipe.training, process_state()
     extractor = processor.feature_extractor
     examples = SpeechDataset(
         (),

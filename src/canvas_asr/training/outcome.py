@@ -11,8 +11,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-from accelerate import PartialState
-
 from canvas_asr.card import TRAINING_NAME, CardFacts, has_own_card, write_model_card
 from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.configuration import load_configuration
@@ -22,6 +20,7 @@ from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 
 from .callbacks import say
+from .processes import process_state
 from .recipe import Recipe
 
 CHECKPOINT_NAME = "checkpoint"
@@ -47,7 +46,7 @@ def leave_checkpoint(
         "recipe": dataclasses.asdict(recipe),
         "machine": describe_machine(),
         "versions": installed_versions(),
-        "n_processes": PartialState().num_processes,
+        "n_processes": process_state().num_processes,
     }
     text = json.dumps(record, ensure_ascii=False, indent=1, default=str)  # paths
     write_text(run / TRAINING_NAME, text + "\n")

@@ -38,12 +38,11 @@ from .checkpoints import (
 )
 from .judging import Judgement
 from .optimizer import build_optimizer
+from .processes import LONGEST_WAIT_S
 from .recipe import TIMED_COSINE, TrainingOptions
 from .recompute import recompute_activations
 from .stage import Stage
 from .steps import MOST_NAMED, StepFigures, StepMaker
-
-EVALUATION_S = 2 * 3600  # how long the other processes wait for the one that evaluates
 
 
 def _reporters(names: Sequence[str]) -> list[str]:
@@ -81,7 +80,7 @@ def _arguments(options: TrainingOptions, output_dir: Path) -> TrainingArguments:
         seed=options.seed,
         bf16=options.bf16,
         use_cpu=not torch.cuda.is_available(),
-        ddp_timeout=EVALUATION_S,
+        ddp_timeout=LONGEST_WAIT_S,
         report_to=_reporters(options.report_to),
         remove_unused_columns=False,
         dataloader_num_workers=options.n_workers,
