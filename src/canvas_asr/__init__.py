@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .modeling import CanvasASRModel
     from .pipeline import CanvasASRPipeline
     from .processing import CanvasASRProcessor
-    from .result import Token, Transcript, Word
+    from .result import Gap, Segment, Token, Transcript, Word
     from .transcriber import Transcriber, load
 
 __version__ = "0.1.0"
@@ -36,8 +36,10 @@ __all__ = [
     "CanvasStreamer",
     "CheckpointError",
     "DataError",
+    "Gap",
     "OptionError",
     "RecipeError",
+    "Segment",
     "Token",
     "Transcriber",
     "Transcript",
@@ -59,6 +61,8 @@ _HOME_OF = {
     "DataError": "errors",
     "OptionError": "errors",
     "RecipeError": "errors",
+    "Gap": "result",
+    "Segment": "result",
     "Token": "result",
     "Transcriber": "transcriber",
     "Transcript": "result",

@@ -73,6 +73,86 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stretch of audio that was transcribed at once: a chunk of a long file, or a whole clip.
+
+    Attributes:
+        start: Seconds from the beginning of the file, counted in samples.
+        end: Likewise.
+        text: What was said, case and punctuation included.
+        language: Language code: the one asked for, or the one detected in this segment.
+        language_confidence: Probability of that language, 0 to 1 (1 if it was asked for).
+        tokens: The text tokens in order, without language tag and end tokens.
+        confidence: Mean confidence of ``tokens``, 0 to 1.
+        passes: Denoising passes used.
+        truncated: True if the text filled the canvas, so that its end may be missing.
+        words: The words in order with their times in the file, if they were asked for.
+        speaker: Who spoke, where speaker turns were given.
+    """
+
+    start: float
+    end: float
+    text: str
+    language: str
+    language_confidence: float
+    tokens: tuple[Token, ...]
+    confidence: float
+    passes: int
+    truncated: bool = False
+    words: tuple[Word, ...] | None = None
+    speaker: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If it ends before it starts, or a probability is outside 0 to 1.
+        """
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        if self.words is not None:
+            object.__setattr__(self, "words", tuple(self.words))
+        if not 0 <= self.start <= self.end < math.inf:
+            raise ValueError(f"Segment needs 0 <= start <= end, got {self.start} and {self.end}")
+        _check_probability("Segment.language_confidence", self.language_confidence)
+        _check_probability("Segment.confidence", self.confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python values for ``json.dumps``."""
+        return {
+            "start": float(self.start),
+            "end": float(self.end),
+            "text": self.text,
+            "language": self.language,
+            "language_confidence": float(self.language_confidence),
+            "confidence": float(self.confidence),
+            "tokens": [token.to_dict() for token in self.tokens],
+            "words": None if self.words is None else [word.to_dict() for word in self.words],
+            "passes": int(self.passes),
+            "truncated": bool(self.truncated),
+            "speaker": self.speaker,
+        }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A stretch of a file that could not be decoded, and is therefore not transcribed.
+
+    Attributes:
+        start: Seconds from the beginning of the file.
+        end: Likewise, as far as can be told; ``start`` where it cannot.
+        reason: What the decoder said.
+    """
+
+    start: float
+    end: float
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain Python values for ``json.dumps``."""
+        return {"start": float(self.start), "end": float(self.end), "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class Transcript:
     """The transcript of one clip. ``str(transcript)`` is its text.
 
@@ -89,6 +169,8 @@ class Transcript:
         draft: Greedy CTC reading of the audio tokens, if it was computed.
         file: The file it came from, if it came from one.
         words: The words in order with their times, if they were asked for.
+        segments: The stretches it was transcribed in, in order; none where nothing was said.
+        gaps: What of the file could not be decoded.
     """
 
     text: str
@@ -103,6 +185,8 @@ class Transcript:
     draft: str | None = None
     file: str | None = None
     words: tuple[Word, ...] | None = None
+    segments: tuple[Segment, ...] = ()
+    gaps: tuple[Gap, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -113,6 +197,8 @@ class Transcript:
         object.__setattr__(self, "tokens", tuple(self.tokens))
         if self.words is not None:
             object.__setattr__(self, "words", tuple(self.words))
+        object.__setattr__(self, "segments", tuple(self.segments))
+        object.__setattr__(self, "gaps", tuple(self.gaps))
         _check_probability("Transcript.language_confidence", self.language_confidence)
         _check_probability("Transcript.confidence", self.confidence)
         for name in ("passes", "audio_s", "seconds"):
@@ -141,6 +227,8 @@ class Transcript:
             "rtfx": float(self.rtfx),
             "truncated": bool(self.truncated),
             "draft": self.draft,
+            "segments": [segment.to_dict() for segment in self.segments],
+            "gaps": [gap.to_dict() for gap in self.gaps],
         }
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-# How long the others wait for the one that evaluates, or reads the data; torch's own 10 minutes are too short.
+# How long the others wait for the one that evaluates or reads data; torch's own 10 minutes are too short.
 LONGEST_WAIT_S = 2 * 3600
 
 
