@@ -15,6 +15,7 @@ from datasets import Audio, Features, Value
 from made_up_clips import SPEECH, tones
 
 from canvas_asr.audio import SAMPLE_RATE_HZ
+from canvas_asr.hub_sets import HUB_SETS
 
 TEXTS = {language: text for text, language, _ in SPEECH}
 
@@ -64,16 +65,8 @@ def write_librispeech(folder: Path, n_clips: int = 4) -> Path:
 
 def write_fleurs(folder: Path, n_clips: int = 2) -> Path:
     """Write train and validation in the six languages; Chinese has spaces in ``transcription``, as there."""
-    configs = {
-        "en": "en_us",
-        "de": "de_de",
-        "fr": "fr_fr",
-        "es": "es_419",
-        "hi": "hi_in",
-        "zh": "cmn_hans_cn",
-    }
     tables = {}
-    for code, config in configs.items():
+    for code, config in HUB_SETS["fleurs"].configs.items():
         text = TEXTS[code]
         plain = " ".join(text) if code == "zh" else text.lower().rstrip(".")
         rows = [

@@ -53,7 +53,7 @@ def read(system: Any, *arrays: Any, setting: str = "language=given", language: s
         ("pocketsphinx", ("pocketsphinx", "")),
         ("autoregressive:out/mine", ("autoregressive", "out/mine")),
         ("stock-generate:tiny", ("stock-generate", "tiny")),
-        ("file:/tmp/a:b.txt", ("file", "/tmp/a:b.txt")),
+        ("file:texts/a:b.txt", ("file", "texts/a:b.txt")),
     ],
 )
 def test_names_say_the_kind(name: str, parts: tuple[str, str]) -> None:
