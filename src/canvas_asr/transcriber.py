@@ -28,7 +28,7 @@ from .modeling import CanvasASRModel
 from .options import DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
-from .result import Transcript
+from .result import Segment, Transcript
 from .transcripts import empty_transcript, read_transcript
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ ROUNDING_SAMPLES = 16  # 1 ms: resampling makes a clip of exactly the limit a li
 # Called with the clip's place in the list (0 for one clip), the number of the pass from 1, the text so far.
 OnPass: TypeAlias = Callable[[int, int, str], None]
 FilePath: TypeAlias = "str | os.PathLike[str]"
+OnProgress: TypeAlias = "Callable[[float, float], None]"  # seconds of audio done, seconds in all
 
 
 class _Decoding(StrategyOptions, total=False):
@@ -54,6 +55,8 @@ class _Keywords(_Decoding, total=False):
 
     batch_size: int
     sample_rate_hz: int | None
+    vad: bool | None
+    on_progress: OnProgress | None
     on_pass: OnPass | None
 
 
@@ -200,6 +203,8 @@ class Transcriber:
         seed: int = 0,
         batch_size: int = 8,
         sample_rate_hz: int | None = None,
+        vad: bool | None = None,
+        on_progress: OnProgress | None = None,
         on_pass: OnPass | None = None,
         **strategies: Unpack[StrategyOptions],
     ) -> Transcript | list[Transcript]:
@@ -221,6 +226,10 @@ class Transcriber:
             batch_size: Clips that are transcribed together; one that is done before the others makes room for
                 the next.
             sample_rate_hz: Rate of arrays that come without one.
+            vad: Whether only speech is transcribed, as voice activity detection finds it; None: where the
+                audio is longer than the model takes at once.
+            on_progress: Called with the seconds of audio that are done and those there are in all: never
+                fewer done than before, and at the end all.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
                 clip), the number of the pass from 1, and the text so far.
             strategies: Further options, such as ``word_timestamps``, ``acceptance`` or ``gate``: see
@@ -237,6 +246,8 @@ class Transcriber:
         self._check(options, batch_size)
         if not isinstance(source, list):
             transcript = self._run([self.read(source, sample_rate_hz)], options, batch_size, on_pass)[0]
+            if on_progress is not None:
+                on_progress(transcript.audio_s, transcript.audio_s)
             return _name(transcript, source)
         clips = []
         for place, item in enumerate(source):
@@ -247,7 +258,39 @@ class Transcriber:
                     raise
                 raise AudioError(f"item {place} of the list: {error}") from error
         found = self._run(clips, options, batch_size, on_pass)
+        if on_progress is not None:
+            all_s = sum(transcript.audio_s for transcript in found)
+            on_progress(all_s, all_s)
         return [_name(transcript, item) for transcript, item in zip(found, source, strict=True)]
+
+    def stream_file(
+        self,
+        path: FilePath,
+        language: str | None = None,
+        steps: int = 8,
+        *,
+        batch_size: int = 8,
+        vad: bool | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[_Decoding],
+    ) -> Iterator[Segment]:
+        """Transcribe a file and give its segments in order, each as soon as it is ready.
+
+        Args:
+            path: An audio file.
+            language: See :meth:`transcribe`, as for the other options.
+            steps: Most denoising passes.
+            batch_size: Segments that are transcribed together.
+            vad: See :meth:`transcribe`.
+            on_progress: See :meth:`transcribe`.
+            options: All others of decoding.
+
+        Raises:
+            AudioError: If the file cannot be read.
+            OptionError: If an option is out of range.
+        """
+        keywords = {**options, "batch_size": batch_size, "vad": vad, "on_progress": on_progress}
+        yield from self.transcribe(path, language, steps, **keywords).segments
 
     def transcribe_files(
         self,
@@ -256,6 +299,8 @@ class Transcriber:
         steps: int = 8,
         *,
         batch_size: int = 8,
+        vad: bool | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[_Decoding],
     ) -> Iterator[Transcript | AudioError]:
         """Transcribe files as they come, and go on past those that cannot be read.
@@ -265,6 +310,8 @@ class Transcriber:
             language: See :meth:`transcribe`, as for the other options.
             steps: Most denoising passes.
             batch_size: Files that are transcribed together, and at most in memory.
+            vad: See :meth:`transcribe`.
+            on_progress: See :meth:`transcribe`; of all files together.
             options: All others of decoding.
 
         Returns:

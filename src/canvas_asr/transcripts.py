@@ -5,7 +5,7 @@ from __future__ import annotations
 from .canvas import Vocabulary
 from .options import DecodingOptions
 from .processing import CanvasASRProcessor
-from .result import Decoded, Token, Transcript
+from .result import Decoded, Segment, Token, Transcript
 from .words import make_words
 
 
@@ -39,16 +39,29 @@ def read_transcript(
     words = None
     if decoded.spans is not None:
         words = make_words(texts, sure, [decoded.spans[k] for k in kept], audio_s)
-    return Transcript(
+    segment = Segment(
+        start=0.0,
+        end=audio_s,
         text=processor.text(ids),
         language=decoded.language,
         language_confidence=decoded.language_confidence,
         tokens=tuple(Token(i, text, p) for i, text, p in zip(ids, texts, sure, strict=True)),
         confidence=sum(sure) / max(1, len(sure)),
         passes=decoded.passes,
+        truncated=decoded.truncated,
+        words=words,
+    )
+    return Transcript(
+        text=segment.text,
+        language=segment.language,
+        language_confidence=segment.language_confidence,
+        tokens=segment.tokens,
+        confidence=segment.confidence,
+        passes=segment.passes,
         audio_s=audio_s,
         seconds=0.0,
-        truncated=decoded.truncated,
+        truncated=segment.truncated,
         draft=processor.text([i for i in decoded.draft if vocabulary.text[i]]) if has_draft else None,
         words=words,
+        segments=(segment,) if segment.text else (),
     )
