@@ -54,6 +54,13 @@ def test_info_is_a_table_and_needs_no_tensors(
     assert table["weights here"] == "0.0 MB"
 
 
+def test_info_says_that_there_is_no_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(small_model(lora_rank=0), small_processor(), tmp_path, whole=True)
+    assert cli.main(["info", str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["LoRA"], facts["parameters"]["LoRA"]) == ("none", 0)
+
+
 def test_info_of_the_released_geometry_has_its_published_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,7 +98,11 @@ def _geometry(config: CanvasASRConfig, hop_length: int) -> dict[str, Any]:
             f"{text.num_attention_heads} heads, {text.num_experts or 0} experts "
             f"({text.top_k_experts or 0} active), vocabulary {text.vocab_size}"
         ),
-        "LoRA": f"rank {config.lora_rank}, alpha {config.lora_alpha}, on q k v o of encoder and decoder",
+        "LoRA": (
+            f"rank {config.lora_rank}, alpha {config.lora_alpha}, on q k v o of encoder and decoder"
+            if config.lora_rank
+            else "none"
+        ),
     }
 
 
