@@ -317,6 +317,23 @@ def test_bad_settings_are_named(trained: Path, sentences: Path, tmp_path: Path) 
         run(recipe_of(tmp_path, sentences, backbone=wide, init=str(trained / "trained.safetensors")))
 
 
+def test_a_backbone_learns_on_with_its_embeddings_as_they_are(
+    trained: Path, sentences: Path, tmp_path: Path
+) -> None:
+    """What a CTC tap is read by must not move under it."""
+    run(recipe_of(tmp_path, sentences, init=str(trained / "backbone"), train_embeddings=False))
+    before, after = (
+        DiffusionGemmaForBlockDiffusion.from_pretrained(folder / "backbone") for folder in (trained, tmp_path)
+    )
+    assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
+    name = "model.decoder.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
+    assert not any("embed_tokens" in name for name in load_file(tmp_path / "trained.safetensors"))
+    wide = {**BACKBONE, "text_config": {**BACKBONE["text_config"], "hidden_size": 48}}
+    with pytest.raises(CheckpointError, match=r"backbone: not of the geometry of options\.backbone"):
+        run(recipe_of(tmp_path / "wide", sentences, backbone=wide, init=str(trained / "backbone")))
+
+
 def test_an_empty_development_split_is_named(sentences: Path, tmp_path: Path) -> None:
     (tmp_path / "short").mkdir()
     for path in sentences.iterdir():

@@ -27,8 +27,9 @@ from transformers import (
 from canvas_asr.backbone import build_backbone, encode_prefix
 from canvas_asr.configuration import AUDIO_POSITIONS, text_config
 from canvas_asr.decoding import text_vocabulary
-from canvas_asr.errors import DataError, RecipeError
+from canvas_asr.errors import CheckpointError, DataError, RecipeError
 from canvas_asr.languages import LANGUAGES
+from canvas_asr.parts import LoadOptions, find_part, load_part
 from canvas_asr.positions import prompt_positions
 from canvas_asr.processing import pad_ids
 from canvas_asr.sampler import read_pass, sample
@@ -45,6 +46,8 @@ from .text_noise import Pieces
 from .text_tasks import TextExample, TextTaskOptions, TextTasks, espeak_phonemes, repair_case
 from .trainer import StageTrainer
 
+WEIGHTS_SUFFIX = ".safetensors"
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -60,11 +63,14 @@ class TextOptions:
         max_target_tokens: Longer sentences are left out.
         canvas_choices: Canvas lengths beside the shortest that fits.
         p_long_canvas: How often a longer canvas is chosen.
-        init: A ``trained.safetensors`` of an earlier run of this stage; empty starts from random weights.
+        init: A ``trained.safetensors`` of an earlier run of this stage, or a backbone's folder; empty starts
+            from random weights.
         n_dev: Development sentences per language at each evaluation.
         audio_positions: As in ``CanvasASRConfig``: ``spikes`` places the prompt's tokens as a model with it
             will place audio tokens. Phonemes have more spikes than their text has tokens: leave their tasks
             out.
+        train_embeddings: Whether embeddings and output layer, which are one, learn too. Not where a CTC tap
+            has learned to be read by them.
     """
 
     tokenizer: Path
@@ -79,6 +85,7 @@ class TextOptions:
     init: str = ""
     n_dev: int = 16
     audio_positions: str = "frames"
+    train_embeddings: bool = True
 
     def __post_init__(self) -> None:
         """Refuse positions of another name."""
@@ -115,6 +122,8 @@ class TextModel(Stage):
         canvas_choices: Sequence[int] = (),
         p_long_canvas: float = 0.0,
         blank: int | None = None,
+        *,
+        train_embeddings: bool = True,
     ) -> None:
         """Keep all; the vision tower stays as it is.
 
@@ -124,6 +133,7 @@ class TextModel(Stage):
             canvas_choices: See :class:`Stage`.
             p_long_canvas: See :class:`Stage`.
             blank: See :func:`text_places`.
+            train_embeddings: See :class:`TextOptions`.
         """
         super().__init__()
         self.backbone = backbone
@@ -132,6 +142,7 @@ class TextModel(Stage):
         self.blank = blank
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_("vision" not in name)
+        backbone.get_input_embeddings().requires_grad_(train_embeddings)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """Count targets and canvas positions."""
@@ -288,6 +299,24 @@ def _fitting(
     return kept
 
 
+def _backbone(options: TextOptions) -> DiffusionGemmaForBlockDiffusion:
+    """Build the backbone, with the weights of the folder that ``init`` names if it names one.
+
+    Raises:
+        CheckpointError: If there is no backbone, or one of another geometry than the recipe's.
+    """
+    backbone = build_backbone(DiffusionGemmaConfig(**options.backbone))
+    if options.init and not options.init.endswith(WEIGHTS_SUFFIX):
+        found = load_part(DiffusionGemmaForBlockDiffusion, find_part(options.init, None), LoadOptions())
+        try:
+            backbone.load_state_dict(found.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{options.init}: not of the geometry of options.backbone; give that which it was made with."
+            ) from error
+    return backbone
+
+
 def run(recipe: Recipe) -> None:
     """Train the stage and write ``backbone/`` to the output folder.
 
@@ -307,13 +336,14 @@ def run(recipe: Recipe) -> None:
     torch.manual_seed(recipe.training.seed)
     spikes = options.audio_positions == "spikes"
     model = TextModel(
-        build_backbone(DiffusionGemmaConfig(**options.backbone)),
+        _backbone(options),
         options.objective,
         options.canvas_choices,
         options.p_long_canvas,
         Pieces(tokenizer).blank if spikes else None,
+        train_embeddings=options.train_embeddings,
     )
-    if options.init:
+    if options.init.endswith(WEIGHTS_SUFFIX):
         load_trainable_state(model, Path(options.init))
     tasks = TextTasks(tokenizer, kept, espeak_phonemes, options.tasks, recipe.training.seed)
     train = balanced(kept, languages)
