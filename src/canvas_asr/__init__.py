@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audio import load_audio
+    from .canvas_view import CanvasView
     from .configuration import CanvasASRConfig
     from .errors import AudioError, CanvasASRError, CheckpointError, DataError, OptionError, RecipeError
     from .generation import CanvasStreamer
@@ -34,6 +35,7 @@ __all__ = [
     "CanvasASRPipeline",
     "CanvasASRProcessor",
     "CanvasStreamer",
+    "CanvasView",
     "CheckpointError",
     "DataError",
     "Gap",
@@ -57,6 +59,7 @@ _HOME_OF = {
     "CanvasASRPipeline": "pipeline",
     "CanvasASRProcessor": "processing",
     "CanvasStreamer": "generation",
+    "CanvasView": "canvas_view",
     "CheckpointError": "errors",
     "DataError": "errors",
     "OptionError": "errors",

@@ -43,6 +43,46 @@ class FinishedCanvas:
     passes: int
 
 
+@dataclass(frozen=True)
+class LastPass:
+    """What the last pass made of the canvases it was for.
+
+    Attributes:
+        keys: Of the canvases, B.
+        lengths: Tokens of each.
+        steps: Passes that each has taken.
+        goes_on: Whether a further pass of it follows.
+        before: What the pass read, (B, C) int64.
+        canvas: What it predicts, the end token behind the canvas's length, (B, C) int64.
+        confidence: Probability of each token, (B, C) float32.
+        kept: Places whose prediction the next pass reads, (B, C) bool; None where no pass follows.
+    """
+
+    keys: list[Any]
+    lengths: list[int]
+    steps: list[int]
+    goes_on: list[bool]
+    before: Tensor
+    canvas: Tensor
+    confidence: Tensor
+    kept: Tensor | None
+
+    def select(self, rows: list[int]) -> LastPass:
+        """Give the chosen rows."""
+        if rows == list(range(len(self.keys))):
+            return self
+        return LastPass(
+            keys=[self.keys[i] for i in rows],
+            lengths=[self.lengths[i] for i in rows],
+            steps=[self.steps[i] for i in rows],
+            goes_on=[self.goes_on[i] for i in rows],
+            before=self.before[rows],
+            canvas=self.canvas[rows],
+            confidence=self.confidence[rows],
+            kept=None if self.kept is None else self.kept[rows],
+        )
+
+
 class CanvasBatch:
     """Denoises canvases, each as many times as it needs.
 
@@ -86,7 +126,8 @@ class CanvasBatch:
         self._lengths: list[int] = []
         self._steps: list[int] = []
         self._active: list[bool] = []
-        self._shown: tuple[list[Any], list[int], Tensor] | None = None
+        self._ran: list[int] = []  # rows of the last pass that were active
+        self._last: LastPass | None = None
         self._finished: list[tuple[list[Any], list[int], list[int], Tensor, Tensor, Tensor]] = []
         self._tag_ids = torch.tensor(vocabulary.tags, dtype=torch.long)
 
@@ -151,9 +192,21 @@ class CanvasBatch:
             evidence=Spikes(rows.spike_tokens, rows.spike_weights).at(rows.spike) if fuses else None,
         )
         seen, tags = self._see(rows, reading)
-        self._report(seen, tags, self._find_done(seen, last))
-        if len(self):
-            self._rows = self._renoise(rows, seen, reading.soft)
+        self._ran = [i for i, is_active in enumerate(self._active) if is_active]
+        self._lay_aside(seen, tags, self._find_done(seen, last))
+        stays = seen.in_text.logical_not() | self.config.acceptance.keep(seen) if len(self) else None
+        self._last = LastPass(
+            keys=list(self._keys),
+            lengths=list(self._lengths),
+            steps=list(self._steps),
+            goes_on=list(self._active),
+            before=rows.canvas,
+            canvas=seen.canvas,
+            confidence=seen.confidence,
+            kept=stays,
+        )
+        if stays is not None:
+            self._rows = self._renoise(rows, seen, stays, reading.soft)
             if self.compact and not all(self._active):
                 self._keep([i for i, is_active in enumerate(self._active) if is_active])
         else:
@@ -175,13 +228,13 @@ class CanvasBatch:
         )
         return seen, tags
 
-    def _renoise(self, rows: Rows, seen: PassResult, soft: Tensor | None) -> Rows:
-        """Make the canvases of the next pass."""
+    def _renoise(self, rows: Rows, seen: PassResult, stays: Tensor, soft: Tensor | None) -> Rows:
+        """Make the canvases of the next pass: noise where nothing stays, (B, C) bool."""
         n_batch, length = seen.canvas.shape
         # Rows that are done, but not yet replaced, may be past their noise.
         index = rows.step.clamp(max=self.config.steps - 2)[:, None, None]
         noise = rows.noise.gather(1, index.expand(n_batch, 1, length))[:, 0]
-        canvas = torch.where(seen.in_text & ~self.config.acceptance.keep(seen), noise, seen.canvas)
+        canvas = torch.where(stays, seen.canvas, noise)
         spike = rows.spike
         if rows.spike_tokens.shape[1]:
             first = len(self.vocabulary.tags[:1])
@@ -204,11 +257,8 @@ class CanvasBatch:
             done = [a or b for a, b in zip(done, stopped.tolist(), strict=True)]
         return [i for i, is_done in enumerate(done) if is_done and self._active[i]]
 
-    def _report(self, seen: PassResult, tags: Tensor, done: list[int]) -> None:
-        """Note what the pass gave, and lay what is done aside."""
-        ran = [i for i, is_active in enumerate(self._active) if is_active]
-        canvas = seen.canvas if len(ran) == len(seen.canvas) else seen.canvas[ran]
-        self._shown = ([self._keys[i] for i in ran], [self._steps[i] for i in ran], canvas)
+    def _lay_aside(self, seen: PassResult, tags: Tensor, done: list[int]) -> None:
+        """Keep the results of the canvases that are done."""
         if not done:
             return
         some = len(done) < len(seen.canvas)
@@ -240,15 +290,15 @@ class CanvasBatch:
             self._rows = self._rows.select(index)
             self._prefix = select_cache(self._prefix, index)
 
-    def shown(self) -> tuple[list[Any], list[int], Tensor]:
-        """What the last pass made of the canvases it was for: their keys, passes so far, and tokens (B, C).
+    def shown(self) -> LastPass:
+        """What the last pass made of the canvases it was for.
 
         Raises:
             RuntimeError: If there was no pass yet.
         """
-        if self._shown is None:
+        if self._last is None:
             raise RuntimeError("no pass was run yet.")
-        return self._shown
+        return self._last.select(self._ran)
 
     def take(self) -> list[FinishedCanvas]:
         """Give the canvases that are done since the last call, and forget them."""

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .backbone import select_cache
-from .canvas_batch import CanvasBatch
+from .canvas_batch import CanvasBatch, LastPass
 from .canvas_rows import CanvasRow
 from .ctc import Draft
 from .drafts import DraftReader
@@ -249,17 +249,16 @@ class ClipBatch:
         units = [text.split() if self.options.risk == "words" else text for text in texts]
         return candidates[least_risk(units)]
 
-    def shown(self) -> tuple[list[Any], list[int], Tensor]:
-        """What the last pass made of the clips it was for: their keys, passes so far, and canvases (B, C).
+    def shown(self) -> LastPass:
+        """What the last pass made of the clips it was for, all their passes counted.
 
         Of several candidates the first is shown.
         """
-        keys, steps, canvas = self._canvases.shown()
-        first = [i for i, (_, candidate) in enumerate(keys) if candidate == 0]
-        if len(first) < len(keys):
-            canvas = canvas[first]
-        clips = [keys[i][0] for i in first]
-        return clips, [self._passes[key] + steps[i] for key, i in zip(clips, first, strict=True)], canvas
+        last = self._canvases.shown()
+        last = last.select([i for i, (_, candidate) in enumerate(last.keys) if candidate == 0])
+        keys = [key for key, _ in last.keys]
+        steps = [self._passes[key] + step for key, step in zip(keys, last.steps, strict=True)]
+        return replace(last, keys=keys, steps=steps)
 
     def take(self) -> list[tuple[Any, Decoded]]:
         """Give the clips that are done since the last call with their results, and forget them."""

@@ -137,11 +137,12 @@ class CanvasDecoder:
             batch.run_pass()
             step += 1
             if on_pass is not None:
-                keys, _, canvas = batch.shown()
+                last = batch.shown()
+                canvas = last.canvas
                 if shown is None:
                     shown = self._answers(results, len(mel), canvas)
                 shown, canvas = (self._widen(part, (shown, canvas)) for part in (shown, canvas))
-                shown = shown.index_copy(0, torch.tensor(keys, device=canvas.device), canvas)
+                shown = shown.index_copy(0, torch.tensor(last.keys, device=canvas.device), canvas)
                 on_pass(step, shown)
             results.update(batch.take())
         return [results[place] for place in range(len(mel))]

@@ -195,8 +195,8 @@ def sample(
         batch.run_pass()
         step += 1
         if on_pass is not None:
-            keys, _, canvas = batch.shown()
-            shown = shown.index_copy(0, torch.tensor(keys, device=canvas.device), canvas)
+            last = batch.shown()
+            shown = shown.index_copy(0, torch.tensor(last.keys, device=shown.device), last.canvas)
             on_pass(step, shown)
     done = {finished.key: finished for finished in batch.take()}
     finished = [done[i] for i in range(n_clips)]

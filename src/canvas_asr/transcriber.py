@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
-from .clip_batch import ClipBatch
+from .canvas_view import NOBODY, OnCanvas, OnPass, Watchers
 from .decoding import CanvasDecoder
 from .errors import AudioError, OptionError
 from .hub import EMBEDDED_MODEL, HubAccess
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 ROUNDING_SAMPLES = 16  # 1 ms: resampling makes a clip of exactly the limit a little longer
 
-# Called with the clip's place in the list (0 for one clip), the number of the pass from 1, the text so far.
-OnPass: TypeAlias = Callable[[int, int, str], None]
 FilePath: TypeAlias = "str | os.PathLike[str]"
 OnProgress: TypeAlias = "Callable[[float, float], None]"  # seconds of audio done, seconds in all
 
@@ -58,6 +56,7 @@ class _Keywords(_Decoding, total=False):
     vad: bool | None
     on_progress: OnProgress | None
     on_pass: OnPass | None
+    on_canvas: OnCanvas | None
 
 
 def load(
@@ -206,6 +205,7 @@ class Transcriber:
         vad: bool | None = None,
         on_progress: OnProgress | None = None,
         on_pass: OnPass | None = None,
+        on_canvas: OnCanvas | None = None,
         **strategies: Unpack[StrategyOptions],
     ) -> Transcript | list[Transcript]:
         """Transcribe a clip, or a list of clips.
@@ -232,6 +232,8 @@ class Transcriber:
                 fewer done than before, and at the end all.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
                 clip), the number of the pass from 1, and the text so far.
+            on_canvas: Called after every pass of every clip with what it made of the canvas: tokens with
+                their confidences, and which of them stay.
             strategies: Further options, such as ``word_timestamps``, ``acceptance`` or ``gate``: see
                 :class:`~canvas_asr.options.DecodingOptions`.
 
@@ -244,8 +246,9 @@ class Transcriber:
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
         self._check(options, batch_size)
+        watchers = Watchers(on_pass, on_canvas)
         if not isinstance(source, list):
-            transcript = self._run([self.read(source, sample_rate_hz)], options, batch_size, on_pass)[0]
+            transcript = self._run([self.read(source, sample_rate_hz)], options, batch_size, watchers)[0]
             if on_progress is not None:
                 on_progress(transcript.audio_s, transcript.audio_s)
             return _name(transcript, source)
@@ -257,7 +260,7 @@ class Transcriber:
                 if isinstance(item, (str, os.PathLike)):
                     raise
                 raise AudioError(f"item {place} of the list: {error}") from error
-        found = self._run(clips, options, batch_size, on_pass)
+        found = self._run(clips, options, batch_size, watchers)
         if on_progress is not None:
             all_s = sum(transcript.audio_s for transcript in found)
             on_progress(all_s, all_s)
@@ -380,7 +383,7 @@ class Transcriber:
         clips: Sequence[Samples],
         options: DecodingOptions,
         batch_size: int,
-        on_pass: OnPass | None = None,
+        watchers: Watchers = NOBODY,
     ) -> list[Transcript]:
         """Transcribe clips, those of similar length together; results in the order of the clips."""
         results = [empty_transcript(options)] * len(clips)
@@ -389,7 +392,7 @@ class Transcriber:
         batch = self.decoder.open(options)
         while queue or len(batch):
             started = time.perf_counter()
-            n_free = batch_size - len(batch)
+            n_free, ran = batch_size - len(batch), False
             # Few at a time are slow to encode: a quarter of the batch waits for each other.
             if queue and (not len(batch) or 4 * n_free >= batch_size):
                 worked = [queue.popleft() for _ in range(min(n_free, len(queue)))]
@@ -398,9 +401,11 @@ class Transcriber:
             else:
                 worked = batch.keys
                 batch.run_pass()
-                self._report(batch, on_pass)
+                ran = True
             done = batch.take()
             seconds = (time.perf_counter() - started) / len(worked)
+            if ran:
+                watchers.tell(batch)  # their time is theirs
             for place in worked:
                 spent[place] += seconds
             for place, decoded in done:
@@ -410,14 +415,6 @@ class Transcriber:
                 )
                 results[place] = replace(transcript, seconds=spent[place])
         return results
-
-    def _report(self, batch: ClipBatch, on_pass: OnPass | None) -> None:
-        """Tell of the texts that the last pass gave, where somebody asked."""
-        if on_pass is None:
-            return
-        places, steps, canvas = batch.shown()
-        for place, step, ids in zip(places, steps, canvas.tolist(), strict=True):
-            on_pass(place, step, self.processor.text(ids[self.decoder.text_span(ids)]))
 
 
 def _name(transcript: Transcript, source: AudioSource) -> Transcript:

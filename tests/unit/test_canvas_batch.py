@@ -120,8 +120,8 @@ def test_a_pass_is_shown_with_the_clips_it_was_for(decoder: CanvasDecoder) -> No
     batch.run_pass()
     add(batch, 1)
     batch.run_pass()
-    keys, steps, canvas = batch.shown()
-    assert (keys, steps, len(canvas)) == ([0, 1], [2, 1], 2)
+    last = batch.shown()
+    assert (last.keys, last.steps, len(last.canvas)) == ([0, 1], [2, 1], 2)
     assert len(batch) == 2
 
 
