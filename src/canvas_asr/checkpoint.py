@@ -154,17 +154,23 @@ def apply_adapter(model: CanvasASRModel, state: dict[str, torch.Tensor], origin:
             parameters[name].copy_(tensor)
 
 
-def load_adapter(model: CanvasASRModel, path: Path) -> None:
+def load_adapter(model: CanvasASRModel, path: Path, config: CanvasASRConfig | None = None) -> None:
     """Load an adapter's tensors into a model.
 
     Args:
         model: Of the same geometry.
         path: A safetensors file.
+        config: Of the checkpoint that the file is of; None: the model's. One without LoRA leaves the model's
+            LoRA as it is.
 
     Raises:
         CheckpointError: Naming the file and the first missing, extra or misshaped tensor.
     """
-    apply_adapter(model, read_adapter(path, model.config), path)
+    config = config or model.config
+    state = read_adapter(path, config)
+    if not config.lora_rank:
+        state |= {name: tensor for name, tensor in adapter_state(model).items() if "lora_" in name}
+    apply_adapter(model, state, path)
 
 
 def save_checkpoint(

@@ -164,6 +164,20 @@ def test_loading_an_adapter_leaves_the_frozen_parts_alone(saved: Path) -> None:
     assert all(torch.equal(adapter_state(model)[name], tensor) for name, tensor in state.items())
 
 
+def test_an_adapter_without_lora_leaves_the_models_lora(tmp_path: Path) -> None:
+    """LoRA may be added to what CTC alone has made; the file itself has none to be missed."""
+    plain, model = small_model(seed=3, lora_rank=0), small_model(seed=7)
+    save_checkpoint(plain, None, tmp_path)
+    before = adapter_state(model)
+    with pytest.raises(CheckpointError, match=r"lora_A\.weight' is missing"):
+        load_adapter(model, tmp_path / ADAPTER_NAME)
+    load_adapter(model, tmp_path / ADAPTER_NAME, plain.config)
+    after, given = adapter_state(model), adapter_state(plain)
+    assert any("lora_" in name for name in after)
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name] if "lora_" in name else given[name])
+
+
 # Assembling from stock parts
 
 

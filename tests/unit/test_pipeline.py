@@ -15,12 +15,13 @@ from torch import nn
 from canvas_asr.errors import DataError, OptionError
 from canvas_asr.training import jobs, pipeline
 from canvas_asr.training.jobs import Job, Settings, recipe_overrides
-from canvas_asr.training.parcels import join, pack
+from canvas_asr.training.parcels import join, pack, worth_keeping
 from canvas_asr.training.pipeline import Pipeline, State, main
 from canvas_asr.training.recipe import TIMED_COSINE, TrainingOptions, load_recipe
 from canvas_asr.training.trainer import StageTrainer
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"
+STAGES = [name for name, job in jobs.JOBS.items() if job.is_stage]
 
 
 def settings_in(folder: Path, **changes: Any) -> Settings:
@@ -168,33 +169,53 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     Pipeline(settings_in(tmp_path))
 
 
-def test_stages_start_from_the_one_before(tmp_path: Path) -> None:
+def ancestors(name: str) -> set[str]:
+    return {name}.union(*(ancestors(need) for need in jobs.JOBS[name].needs))
+
+
+def test_stages_start_from_what_earlier_ones_made(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, small=False)
-    work = settings.work
-    assert "options.init" not in recipe_overrides("text_copy", settings, 0.0)
-    chain = (
-        ("text_short", "text_copy"),
-        ("text", "text_short"),
-        ("adapter", "projector"),
-        ("joint", "adapter"),
-    )
-    for stage, before in chain:
-        expected = str(work / before / "trained.safetensors")
-        assert recipe_overrides(stage, settings, 0.0)["options.init"] == expected
-    adapter = recipe_overrides("adapter", settings, 2.5)
-    assert adapter["options.backbone"] == str(work / "text" / "backbone")
-    assert adapter["options.audio_encoder"] == str(work / "acoustic_ctc" / "audio_encoder")
-    assert "options.init" not in recipe_overrides("projector", settings, 0.0)
-    for stage in ("projector", "joint"):
-        values = recipe_overrides(stage, settings, 0.0)
-        assert {key: values[key] for key in ("options.backbone", "options.audio_encoder")} == {
-            key: adapter[key] for key in ("options.backbone", "options.audio_encoder")
-        }
-    assert adapter["training.minutes_before"] == 2.5
-    assert adapter["training.max_minutes"] == jobs.MINUTES["adapter"] - jobs.OVERHEAD_MINUTES
-    assert recipe_overrides("text", settings, 0.0)["training.n_workers"] == 2
-    assert recipe_overrides("acoustic_ctc", settings, 0.0)["training.n_workers"] == 4
-    assert adapter["training.n_workers"] == 6
+    values = {name: recipe_overrides(name, settings, 2.5) for name in STAGES}
+    starts = {
+        (name, key.removeprefix("options.")): str(Path(value).relative_to(settings.work))
+        for name, found in values.items()
+        for key, value in found.items()
+        if key in ("options.init", "options.backbone", "options.audio_encoder")
+    }
+    assert starts == {
+        ("acoustic_ctc", "init"): "acoustic_frames/trained.safetensors",
+        ("text_short", "init"): "text_copy/trained.safetensors",
+        ("text", "init"): "text_short/trained.safetensors",
+        ("projector", "backbone"): "text/backbone",
+        ("projector", "audio_encoder"): "acoustic_ctc/audio_encoder",
+        ("reading", "init"): "projector/checkpoint/backbone",
+        ("final", "init"): "projector/checkpoint",
+        ("final", "backbone"): "reading/backbone",
+        ("final", "audio_encoder"): "projector/checkpoint/audio_encoder",
+    }
+    for name, place in starts.items():  # each is what a job leaves that is done by then
+        before = place.split("/")[0]
+        assert before in ancestors(name[0])
+    final = values["final"]
+    assert final["training.minutes_before"] == 2.5
+    assert final["training.max_minutes"] == jobs.MINUTES["final"] - jobs.OVERHEAD_MINUTES
+    workers = {name: found["training.n_workers"] for name, found in values.items()}
+    assert (workers["text"], workers["acoustic_ctc"], workers["reading"], workers["final"]) == (2, 4, 6, 6)
+
+
+def test_what_later_stages_need_is_kept(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    made = ("acoustic_frames", "acoustic_ctc", "text_copy", "projector", "reading")
+    for place in [jobs.JOBS[stage].output for stage in made]:
+        (settings.work / place).mkdir(parents=True)
+    (settings.work / "acoustic_ctc" / "preprocessor_config.json").touch()
+    assert set(worth_keeping(settings)) == {
+        "acoustic_ctc/audio_encoder",
+        "acoustic_ctc/preprocessor_config.json",
+        "text_copy/trained.safetensors",
+        "projector/checkpoint",
+        "reading/backbone",
+    }
 
 
 def test_real_speech_joins_where_no_phonemes_are_needed(tmp_path: Path) -> None:
@@ -203,13 +224,13 @@ def test_real_speech_joins_where_no_phonemes_are_needed(tmp_path: Path) -> None:
     (settings.work / "testsets" / "train_real.jsonl").touch()
     n_sources = {
         stage: len(recipe_overrides(stage, settings, 0.0)["options.train"])
-        for stage in ("acoustic_frames", "acoustic_ctc", "projector", "adapter", "joint")
+        for stage in ("acoustic_frames", "acoustic_ctc", "projector", "final")
     }
-    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "projector": 2, "adapter": 2, "joint": 2}
+    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "projector": 2, "final": 2}
 
 
 @pytest.mark.parametrize("small", [True, False])
-@pytest.mark.parametrize("stage", [name for name, job in jobs.JOBS.items() if job.is_stage])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_a_recipe_that_takes_the_values(tmp_path: Path, stage: str, small: bool) -> None:
     own = {stage: {"training.batch_size": 7}}
     settings = settings_in(tmp_path, small=small, overrides=own)

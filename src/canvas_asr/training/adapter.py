@@ -50,10 +50,9 @@ GEOMETRY = (
     "projector_width",
     "projector_stride",
     "projector_activation",
-    "lora_rank",
-    "lora_alpha",
     "blank_token_id",
 )
+LORA_GEOMETRY = ("lora_rank", "lora_alpha")
 
 
 class AdapterModel(Stage):
@@ -297,7 +296,7 @@ def _assemble(options: AdapterOptions) -> tuple[CanvasASRModel, CanvasASRProcess
 
 
 def _warm_start(module: AdapterModel, init: str) -> None:
-    """Start from an earlier run, or from the adapter of a checkpoint of the same geometry.
+    """Start from an earlier run, or from the adapter of a checkpoint of the same geometry, LoRA or none.
 
     Raises:
         CheckpointError: If it cannot be read, or is of another geometry, naming what differs.
@@ -308,13 +307,13 @@ def _warm_start(module: AdapterModel, init: str) -> None:
         return
     folder = model_folder(init)
     theirs, own = load_configuration(folder), module.model.config
-    for key in GEOMETRY:
+    for key in (*GEOMETRY, *(LORA_GEOMETRY if theirs.lora_rank else ())):
         if getattr(theirs, key) != getattr(own, key):
             raise CheckpointError(
                 f"{folder}: its {key} is {getattr(theirs, key)!r}, and {getattr(own, key)!r} in this recipe; "
                 "a warm start needs the same geometry: change options.model or options.init."
             )
-    load_adapter(module.model, folder / ADAPTER_NAME)
+    load_adapter(module.model, folder / ADAPTER_NAME, theirs)
 
 
 def run(recipe: Recipe) -> None:

@@ -1,8 +1,8 @@
 """The jobs of the whole recipe: what each makes, what it needs, and how long it may take.
 
 Sized for 25 minutes on one large GPU and 16 cores: the longest way through the jobs (check, synthesis, both
-acoustic stages, projector, adapter, joint, checkpoint, evaluation) takes 24.5. Recipes say what a stage
-does; here stands only what differs by machine.
+acoustic stages, projector, reading, final, checkpoint, evaluation) takes 24.5. Recipes say what a stage does
+and what it starts from; here stands only what differs by machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from typing import Any
 
 from canvas_asr.errors import DataError
 
+from .recipe import TIMED_COSINE, Recipe, load_recipe
+
 MINUTES = {
     "check": 0.5,
     "testsets": 3.0,
@@ -33,9 +35,9 @@ MINUTES = {
     "text_copy": 1.0,
     "text_short": 2.0,
     "text": 7.0,
-    "projector": 1.5,
-    "adapter": 4.5,
-    "joint": 5.0,
+    "projector": 6.0,
+    "reading": 4.0,
+    "final": 1.0,
     "checkpoint": 0.5,
     "evaluation": 2.5,
 }
@@ -44,8 +46,9 @@ SMALL_MINUTES = 15.0
 TRACKS = (
     ("acoustic_frames", "acoustic_ctc"),
     ("text_copy", "text_short", "text"),
-    ("projector", "adapter", "joint"),
+    ("projector", "reading", "final"),
 )
+RUNS = "runs/tiny"  # where recipes look for what earlier stages made: in the work folder here
 # A stage spends this long at most before its first step and after its last.
 OVERHEAD_MINUTES = 0.5
 LONGEST_SENTENCE = {"zh": 26}
@@ -246,34 +249,33 @@ def recipe_overrides(name: str, settings: Settings, minutes_before: float) -> di
         "training.max_minutes": max(settings.minutes[name] / 2, settings.minutes[name] - OVERHEAD_MINUTES),
         "training.minutes_before": minutes_before,
     }
-    track = next((t for t in TRACKS if name in t), ())
-    if place := track.index(name) if track else 0:
-        values["options.init"] = str(settings.work / track[place - 1] / "trained.safetensors")
-    if name.startswith("text"):
+    recipe = load_recipe(settings.recipes / f"{name}.yaml")
+    for key in ("init", "backbone", "audio_encoder"):
+        if str(place := recipe.options.get(key, "")).startswith(RUNS):
+            values[f"options.{key}"] = str(settings.work / Path(place).relative_to(RUNS))
+    if recipe.stage == "text":
         values["options.sentences"] = str(settings.lists)
     else:
         values |= _data(settings, real=name != "acoustic_frames")
-    if name in TRACKS[2]:
-        values["options.backbone"] = str(settings.work / TRACKS[1][-1] / "backbone")
-        values["options.audio_encoder"] = str(settings.work / TRACKS[0][-1] / "audio_encoder")
-    values |= _small_values(name) if settings.small else _big_values(name, settings)
+    values |= _small_values(recipe) if settings.small else _big_values(recipe, settings)
     return {**values, **settings.overrides.get(name, {})}
 
 
-def _big_values(name: str, settings: Settings) -> dict[str, Any]:
+def _big_values(recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """Give steps without end, large batches and many workers: a GPU must not wait for its data."""
-    n_workers = settings.n_text_workers if name.startswith("text") else settings.n_other_workers
+    alone = recipe.output_dir.name in TRACKS[2]
+    n_workers = settings.n_text_workers if recipe.stage == "text" else settings.n_other_workers
     return {
         "training.max_steps": 200_000,
-        "training.batch_size": 192 if name in TRACKS[2] else 256,
-        "training.n_workers": settings.n_workers if name in TRACKS[2] else n_workers,
+        "training.batch_size": 192 if recipe.stage == "adapter" else 256,
+        "training.n_workers": settings.n_workers if alone else n_workers,
         "training.eval_steps": 500,
         "training.save_steps": 500,
         "training.log_steps": 50,
     }
 
 
-def _small_values(name: str) -> dict[str, Any]:
+def _small_values(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = {
         "training.max_steps": _SMALL_STEPS,
         "training.batch_size": 4,
@@ -282,22 +284,20 @@ def _small_values(name: str) -> dict[str, Any]:
         "training.save_steps": _SMALL_STEPS // 2,
         "training.log_steps": 2,
         "training.warmup_steps": 2,
-        "options.n_dev": 1 if name.startswith("text") else 4,
+        "options.n_dev": 1 if recipe.stage == "text" else 4,
     }
-    if name.startswith("acoustic"):
+    if recipe.stage == "acoustic":
         values |= {f"options.encoder.{key}": value for key, value in _SMALL_ENCODER.items()}
-    elif name.startswith("text"):
+    elif recipe.stage == "text":
         values |= {f"options.backbone.text_config.{key}": value for key, value in _SMALL_TEXT.items()}
         values["options.max_target_tokens"] = 48
     else:
-        values |= {"options.model.projector_width": 64, "options.model.lora_rank": 4}
+        values["options.model.projector_width"] = 64
     return values
 
 
 def train(name: str, settings: Settings, minutes_before: float) -> None:
     """Run a stage, from its newest checkpoint where there is one."""
-    from .recipe import TIMED_COSINE, load_recipe
-
     path = settings.recipes / f"{name}.yaml"
     values = recipe_overrides(name, settings, minutes_before)
     if load_recipe(path).training.schedule == "cosine":
@@ -367,9 +367,9 @@ JOBS: dict[str, Job] = {
     "projector": Job(
         train, "projector/checkpoint", ("acoustic_ctc", "text", "synthesis", "testsets"), is_stage=True
     ),
-    "adapter": Job(train, "adapter/checkpoint", ("projector",), is_stage=True),
-    "joint": Job(train, "joint/checkpoint", ("adapter",), is_stage=True),
-    "checkpoint": Job(checkpoint, "checkpoint", ("joint",)),
+    "reading": Job(train, "reading/backbone", ("projector",), is_stage=True),
+    "final": Job(train, "final/checkpoint", ("reading",), is_stage=True),
+    "checkpoint": Job(checkpoint, "checkpoint", ("final",)),
     "evaluation": Job(evaluation, "evaluation/evaluation.json", ("checkpoint", "testsets"), may_be_cut=True),
 }
 GOAL = "evaluation"

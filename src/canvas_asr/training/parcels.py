@@ -104,11 +104,9 @@ def worth_keeping(settings: Settings) -> dict[str, Path]:
     kept = {"state.json": work / "state.json"}
     for track in TRACKS:
         done = [stage for stage in track if (work / JOBS[stage].output).exists()]
-        if done and done[-1] == track[-1]:
-            for part in ("audio_encoder", "backbone", "preprocessor_config.json"):
-                kept[f"{done[-1]}/{part}"] = work / done[-1] / part
-        elif done:
-            kept[f"{done[-1]}/trained.safetensors"] = work / done[-1] / "trained.safetensors"
+        for stage in done if track == TRACKS[-1] else done[-1:]:  # its stages need all of those before
+            for place in (JOBS[stage].output, f"{stage}/preprocessor_config.json"):
+                kept[place] = work / place
     waiting = [stage for stage in TRACKS[-1] if not (work / JOBS[stage].output).exists()]
     saved = [path.parent for path in work.glob(f"{waiting[0]}/checkpoint-*/complete")] if waiting else []
     if saved:
