@@ -14,6 +14,7 @@ from canvas_asr.result import Transcript
 from .decoding_options import add_decoding_options, decoding_arguments
 from .messages import complain, ctrl_c
 from .model_options import add_model_options, add_place_options, load_arguments
+from .show_canvas import add_show_options, shown_transcripts
 
 
 def add_parser(commands: Any) -> None:
@@ -28,6 +29,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, help="files transcribed together (default 8)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
+    add_show_options(parser)
     add_decoding_options(parser)
     place = parser.add_argument_group("where it runs")
     add_place_options(place)
@@ -45,9 +47,12 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
     n_failed = 0
-    for result in transcriber.transcribe_files(
-        options.files, batch_size=options.batch_size, **decoding_arguments(options)
-    ):
+    decoding = decoding_arguments(options)
+    if options.show_canvas:
+        results = shown_transcripts(transcriber, options.files, options, **decoding)
+    else:
+        results = transcriber.transcribe_files(options.files, batch_size=options.batch_size, **decoding)
+    for result in results:
         ctrl_c.check()
         if isinstance(result, AudioError):
             n_failed += 1
