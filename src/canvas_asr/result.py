@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -88,6 +88,8 @@ class Segment:
         truncated: True if the text filled the canvas, so that its end may be missing.
         words: The words in order with their times in the file, if they were asked for.
         speaker: Who spoke, where speaker turns were given.
+        language_probabilities: Of every language that the model knows, by code, 0 to 1; empty where the model
+            was not asked or cannot tell.
     """
 
     start: float
@@ -101,6 +103,7 @@ class Segment:
     truncated: bool = False
     words: tuple[Word, ...] | None = None
     speaker: str | None = None
+    language_probabilities: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -115,6 +118,8 @@ class Segment:
             raise ValueError(f"Segment needs 0 <= start <= end, got {self.start} and {self.end}")
         _check_probability("Segment.language_confidence", self.language_confidence)
         _check_probability("Segment.confidence", self.confidence)
+        for language, probability in self.language_probabilities.items():
+            _check_probability(f"Segment.language_probabilities[{language!r}]", probability)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain Python values for ``json.dumps``."""
@@ -124,6 +129,7 @@ class Segment:
             "text": self.text,
             "language": self.language,
             "language_confidence": float(self.language_confidence),
+            "language_probabilities": dict(self.language_probabilities),
             "confidence": float(self.confidence),
             "tokens": [token.to_dict() for token in self.tokens],
             "words": None if self.words is None else [word.to_dict() for word in self.words],
@@ -171,6 +177,8 @@ class Transcript:
         words: The words in order with their times, if they were asked for.
         segments: The stretches it was transcribed in, in order; none where nothing was said.
         gaps: What of the file could not be decoded.
+        language_probabilities: Of every language that the model knows, by code, 0 to 1; empty where the model
+            was not asked or cannot tell.
     """
 
     text: str
@@ -187,6 +195,7 @@ class Transcript:
     words: tuple[Word, ...] | None = None
     segments: tuple[Segment, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    language_probabilities: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -201,6 +210,8 @@ class Transcript:
         object.__setattr__(self, "gaps", tuple(self.gaps))
         _check_probability("Transcript.language_confidence", self.language_confidence)
         _check_probability("Transcript.confidence", self.confidence)
+        for language, probability in self.language_probabilities.items():
+            _check_probability(f"Transcript.language_probabilities[{language!r}]", probability)
         for name in ("passes", "audio_s", "seconds"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -218,6 +229,7 @@ class Transcript:
             "text": self.text,
             "language": self.language,
             "language_confidence": float(self.language_confidence),
+            "language_probabilities": dict(self.language_probabilities),
             "confidence": float(self.confidence),
             "tokens": [token.to_dict() for token in self.tokens],
             "words": None if self.words is None else [word.to_dict() for word in self.words],
@@ -230,6 +242,46 @@ class Transcript:
             "segments": [segment.to_dict() for segment in self.segments],
             "gaps": [gap.to_dict() for gap in self.gaps],
         }
+
+    def to_txt(self) -> str:
+        """Return the text, a line for every segment."""
+        from .formats import to_txt
+
+        return to_txt(self)
+
+    def to_srt(self, *, max_line_width: int | None = None, max_line_count: int | None = None) -> str:
+        """Return SubRip subtitles; see :func:`canvas_asr.subtitles.make_cues`.
+
+        Args:
+            max_line_width: Most characters of a line.
+            max_line_count: Most lines of a cue; words need their times for it.
+
+        Raises:
+            OptionError: If a number is below 1, or the words have no times and lines are to be counted.
+        """
+        from .formats import to_srt
+        from .subtitles import Layout
+
+        return to_srt(self, Layout(max_line_width, max_line_count))
+
+    def to_vtt(self, *, max_line_width: int | None = None, max_line_count: int | None = None) -> str:
+        """Return WebVTT subtitles; arguments and errors are those of :meth:`to_srt`."""
+        from .formats import to_vtt
+        from .subtitles import Layout
+
+        return to_vtt(self, Layout(max_line_width, max_line_count))
+
+    def to_tsv(self) -> str:
+        """Return a table of cues: start and end in milliseconds, and text."""
+        from .formats import to_tsv
+
+        return to_tsv(self)
+
+    def to_json(self) -> str:
+        """Return every field as one line of JSON."""
+        from .formats import to_json
+
+        return to_json(self)
 
     def __str__(self) -> str:
         """Return the text."""
@@ -266,6 +318,8 @@ class Decoded:
         passes: Denoising passes used.
         truncated: Whether the text filled the canvas, so that some of it may be missing.
         spans: Seconds in which each token was said, start and end; None where nobody asked.
+        language_probabilities: Of every language that the checkpoint knows, by code; empty where nothing is
+            known.
     """
 
     ids: list[int]
@@ -276,6 +330,7 @@ class Decoded:
     passes: int
     truncated: bool
     spans: list[tuple[float, float]] | None = None
+    language_probabilities: dict[str, float] = field(default_factory=dict)
 
 
 def _check_probability(name: str, value: float) -> None:
