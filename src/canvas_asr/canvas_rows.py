@@ -56,7 +56,7 @@ class Rows:
         streak: Passes in a row with the same text, (B,) int64.
         spike: Spike of every place, -1 for none, (B, C) int64.
         spike_tokens: See :class:`~canvas_asr.strategies.fusion.Spikes`, (B, S, K) int64; S is 0 where
-            nothing is fused.
+            nothing is fused or boosted.
         spike_weights: Likewise, (B, S, K) float32.
         soft: Self-conditioning of the next pass, (B, C, D); None: none for all.
     """
@@ -143,7 +143,8 @@ def lay_rows(
         layout = start.lay(drawn[0], vocabulary, row.draft)
         canvas[i, : row.length] = layout.canvas
         noise[i, :, : row.length] = vocabulary.undecided(drawn[1:])
-        spike[i, list(layout.places)] = torch.arange(len(layout.places))
+        if row.draft is not None and row.draft.candidates is not None:
+            spike[i, list(layout.places)] = torch.arange(len(layout.places))
         layouts.append(layout)
     given = torch.tensor([-1 if row.tag is None else row.tag for row in rows])
     if vocabulary.tags:
@@ -168,19 +169,21 @@ def lay_rows(
 
 
 def _spikes(rows: Sequence[CanvasRow], weight: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Candidates of every spike and what they weigh, (B, S, K) each; S is 0 without fusion."""
+    """Candidates of every spike and what they weigh, (B, S, K) each; S is 0 without fusion and hotwords."""
     heard = [
-        (i, row.draft.candidates, row.draft.log_posteriors)
+        (i, row.draft.candidates, row.draft.log_posteriors, row.draft.weights)
         for i, row in enumerate(rows)
-        if weight and row.draft and row.draft.candidates is not None and row.draft.log_posteriors is not None
+        if row.draft and row.draft.candidates is not None and row.draft.log_posteriors is not None
     ]
-    n_spikes = max((len(candidates) for _, candidates, _ in heard), default=0)
+    n_spikes = max((len(candidates) for _, candidates, _, _ in heard), default=0)
     n_candidates = heard[0][1].shape[-1] if heard else 0
     tokens = torch.full((len(rows), n_spikes, n_candidates), -1, device=device)
     weights = torch.zeros(tokens.shape, device=device)
-    for i, candidates, log_posteriors in heard:
+    for i, candidates, log_posteriors, own in heard:
         tokens[i, : len(candidates)] = candidates
         weights[i, : len(candidates)] = weigh(log_posteriors, weight)
+        if own:
+            weights[i, : len(own), 0] += torch.tensor(own, device=device)
     return tokens, weights
 
 

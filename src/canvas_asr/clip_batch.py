@@ -81,13 +81,19 @@ class ClipBatch:
         self._config = sampler_config(replace(options, steps=max(1, options.steps)), length)
         run_pass = graphs.read_pass if graphs else read_pass
         self._reader = DraftReader(
-            decoder.model.backbone, decoder.vocabulary, decoder.config.blank_token_id, options
+            decoder.model.backbone,
+            decoder.vocabulary,
+            decoder.config.blank_token_id,
+            options,
+            decoder.hotwords(options),
         )
+        self._context = decoder.context(options)
+        start = decoder.canvas_start
         self._canvases = CanvasBatch(
             decoder.model.backbone,
             decoder.vocabulary,
             self._config,
-            partial(run_pass, canvas_start=decoder.canvas_start),
+            partial(run_pass, canvas_start=None if start is None else start + len(self._context)),
             compact=graphs is None,
         )
         self._clips: dict[Any, _Clip] = {}
@@ -156,7 +162,7 @@ class ClipBatch:
         """Encode prompts around audio tokens (B, A, D) and lay the canvases of their clips."""
         if self.decoder.graphs:
             self._canvases.own_prefix()  # recorded, it is overwritten by the next
-        prefix = self.decoder.prefix(tokens, n_audio, ctc)
+        prefix = self.decoder.prefix(tokens, n_audio, ctc, self._context)
         cache, n_prompt, n_each = prefix.cache, prefix.n_prompt, self.options.candidates
         if n_each > 1:
             index = torch.arange(len(keys)).repeat_interleave(n_each)
@@ -182,7 +188,17 @@ class ClipBatch:
         """A draft as a result of no pass."""
         language = self.options.language or ""
         ids = list(draft.ids)
-        return Decoded(ids, list(draft.confidences), language, float(bool(language)), ids, 0, False)
+        sure = {code: float(code == language) for code in self.decoder.languages} if language else {}
+        return Decoded(
+            ids,
+            list(draft.confidences),
+            language,
+            float(bool(language)),
+            ids,
+            0,
+            False,
+            language_probabilities=sure,
+        )
 
     def _fit(self, draft: Draft) -> int:
         """Length of a clip's canvases."""

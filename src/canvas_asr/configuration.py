@@ -31,6 +31,7 @@ LANGUAGE_TAG_PLACES = ("canvas", "none")
 AUDIO_FRONT_ENDS = ("whisper", "waveform")
 AUDIO_POSITIONS = ("frames", "spikes")
 AUDIO_EMBEDDINGS = ("projector", "posterior")
+CONTEXT_PLACE = "{text}"
 WAVEFORM_FRAME = 640  # samples of 16 kHz: 40 ms
 
 
@@ -70,6 +71,9 @@ class CanvasASRConfig(PreTrainedConfig):
             from the first step (after arXiv 2505.11352).
         prompt_prefix: Text before the audio slots, special tokens written out.
         prompt_suffix: Text after the audio slots.
+        prompt_context: What stands between prefix and audio where a text to go by is given, ``{text}`` in its
+            place and special tokens written out: ``Context: {text}`` for example. None: the checkpoint was
+            not trained with such texts and takes none.
         audio_token: The placeholder, repeated once per audio token.
         language_tags: Language code to the special token that opens its canvas.
         language_tag_place: ``canvas``: the first canvas token names the language. ``none``: no tag.
@@ -107,6 +111,7 @@ class CanvasASRConfig(PreTrainedConfig):
         audio_embeddings: str = "projector",
         prompt_prefix: str = "<bos>",
         prompt_suffix: str = "<|transcribe|>",
+        prompt_context: str | None = None,
         audio_token: str = "<|audio|>",
         language_tags: dict[str, str] | None = None,
         language_tag_place: str = "canvas",
@@ -141,6 +146,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.audio_embeddings = audio_embeddings
         self.prompt_prefix = prompt_prefix
         self.prompt_suffix = prompt_suffix
+        self.prompt_context = prompt_context
         self.audio_token = audio_token
         self.language_tags = language_tags or {language: f"<|{language}|>" for language in LANGUAGES}
         self.language_tag_place = language_tag_place
@@ -188,6 +194,8 @@ class CanvasASRConfig(PreTrainedConfig):
         for key, value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f"{key} is {value!r}; choose one of {', '.join(allowed)}.")
+        if self.prompt_context is not None and self.prompt_context.count(CONTEXT_PLACE) != 1:
+            raise ValueError(f"prompt_context is {self.prompt_context!r}; write {CONTEXT_PLACE} in it once.")
         for key in ("projector_width", "projector_stride", "canvas_length", "max_canvas_length"):
             if int(getattr(self, key)) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1.")

@@ -22,6 +22,8 @@ class Draft:
         certainty: Posterior of the likeliest id of the least certain state; 0 where nobody asked for it.
         candidates: Ids that each may have been, the likeliest first, (S, K) int64; None where nobody asked.
         log_posteriors: Of the candidates, (S, K) float32.
+        weights: Nats that are added to the log probability of each token in every pass; empty where nothing
+            is.
         soft: Soft embedding of each token, (S, D), scaled as input embeddings are; None where nobody asked.
     """
 
@@ -30,6 +32,7 @@ class Draft:
     certainty: float = 0.0
     candidates: Tensor | None = None
     log_posteriors: Tensor | None = None
+    weights: Sequence[float] = ()
     soft: Tensor | None = None
 
 
@@ -50,12 +53,12 @@ def merge_labels(labels: Tensor, n_states: Tensor, blank: int) -> list[list[int]
         Token ids of each row.
     """
     return [
-        [path[run[0]] for run in _runs(path[:n], blank)]
+        [path[run[0]] for run in merged_runs(path[:n], blank)]
         for path, n in zip(labels.tolist(), n_states.tolist(), strict=True)
     ]
 
 
-def _runs(path: Sequence[int], blank: int) -> list[range]:
+def merged_runs(path: Sequence[int], blank: int) -> list[range]:
     """States that are merged to each token of a path."""
     starts = [i for i, label in enumerate(path) if label != blank and (i == 0 or label != path[i - 1])]
     runs = []
@@ -86,7 +89,7 @@ def surest_states(labels: Tensor, certainty: Tensor, n_states: Tensor, blank: in
         One list a row, as long as the reading.
     """
     return [
-        [max(run, key=sure.__getitem__) for run in _runs(path[:n], blank)]
+        [max(run, key=sure.__getitem__) for run in merged_runs(path[:n], blank)]
         for path, sure, n in zip(labels.tolist(), certainty.tolist(), n_states.tolist(), strict=True)
     ]
 

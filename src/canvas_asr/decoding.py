@@ -17,13 +17,14 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .alignment import Aligner
 from .backbone import fuse_norms
+from .biasing import HotwordGraph
 from .canvas import Vocabulary
 from .canvas_batch import FinishedCanvas
 from .clip_batch import ClipBatch, OnDraft
 from .cuda_graphs import GraphedBackbone
 from .errors import OptionError
 from .modeling import CanvasASRModel
-from .options import DecodingOptions
+from .options import MAX_PROMPT_TOKENS, DecodingOptions
 from .processing import CanvasASRProcessor, pad_ids
 from .result import Decoded
 
@@ -92,6 +93,7 @@ class CanvasDecoder:
         )
         self.canvas_start = processor.canvas_start(config)
         self.aligner = Aligner(model, processor.feature_extractor.hop_length)
+        self._hotwords: tuple[Any, HotwordGraph] | None = None  # the last ones that were asked for
         self.graphs: GraphedBackbone | None = None
         if cuda_graphs:
             fuse_norms(model.backbone)
@@ -179,9 +181,53 @@ class CanvasDecoder:
             raise OptionError(f"{options.needs_draft} needs a CTC draft, and this model has no draft head.")
         return ClipBatch(self, options)
 
-    def prefix(self, tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> Prefix:
-        """Encode the prompts around audio tokens (B, A, D) with CTC logits (B, A, V)."""
-        rows = self.processor.prompt_ids(self.config, n_audio.tolist())
+    def hotwords(self, options: DecodingOptions) -> HotwordGraph | None:
+        """Give the graph of the listed words; None where there are none.
+
+        Raises:
+            OptionError: If one cannot be written with the model's tokens.
+        """
+        if not options.hotwords:
+            return None
+        key = (options.hotwords, options.hotword_boost)
+        if self._hotwords is None or self._hotwords[0] != key:
+            blank = self.config.blank_token_id
+            self._hotwords = key, HotwordGraph(*key, self.processor, self.vocabulary.text, blank)
+        return self._hotwords[1]
+
+    def context(self, options: DecodingOptions) -> list[int]:
+        """Ids of the text that prompts hold: ``prompt``, and behind it the hotwords if all of them fit.
+
+        Raises:
+            OptionError: If the model takes none, or it is too long.
+        """
+        prompt = options.prompt or ""
+        if self.config.prompt_context is None:
+            if prompt:
+                raise OptionError(
+                    "prompt is given, but this model was not trained with text in its prompt; leave it out, "
+                    "or list names as hotwords."
+                )
+            return []
+        ids = self.processor.context_ids(self.config, prompt) if prompt else []
+        if len(ids) > MAX_PROMPT_TOKENS:
+            raise OptionError(f"prompt has {len(ids)} tokens; give at most {MAX_PROMPT_TOKENS}.")
+        if options.hotwords:
+            listed = f"{prompt} {', '.join(options.hotwords)}".strip()
+            longer = self.processor.context_ids(self.config, listed)
+            ids = longer if len(longer) <= MAX_PROMPT_TOKENS else ids
+        return ids
+
+    def prefix(self, tokens: Tensor, n_audio: Tensor, ctc: Tensor, context: Sequence[int] = ()) -> Prefix:
+        """Encode the prompts around audio tokens (B, A, D) with CTC logits (B, A, V).
+
+        Args:
+            tokens: Audio tokens.
+            n_audio: Valid ones of each clip, (B,) int64.
+            ctc: Their CTC logits.
+            context: See :meth:`context`.
+        """
+        rows = self.processor.prompt_ids(self.config, n_audio.tolist(), context)
         prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
         encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
         audio = self.model.embed_audio(tokens, self.model.expected_embeddings(ctc))
@@ -207,6 +253,7 @@ class CanvasDecoder:
         ids, tags = finished.canvas.tolist(), finished.tag_probabilities.tolist()
         span = self.text_span(ids)
         best = max(range(len(tags)), key=tags.__getitem__) if tags else -1
+        probabilities = dict(zip(self.languages, tags, strict=True)) if tags else {}
         return Decoded(
             ids=ids[span],
             confidences=finished.confidence.tolist()[span],
@@ -215,4 +262,5 @@ class CanvasDecoder:
             draft=list(draft),
             passes=finished.passes,
             truncated=span.stop == len(ids),
+            language_probabilities=probabilities,
         )

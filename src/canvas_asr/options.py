@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypedDict
@@ -19,6 +20,10 @@ SELF_CONDITIONING = ("none", "draft", "posterior")
 ACCEPTANCES = ("confidence", "entropy-bound", "threshold")
 RISKS = ("tokens", "words", "characters")
 AUTO = "auto"
+MAX_BOOST = 20.0  # nats a token: a factor of 5e8, which no posterior withstands
+MAX_HOTWORDS = 1000
+MAX_HOTWORD_LENGTH = 100  # characters
+MAX_PROMPT_TOKENS = 224  # of ``prompt``, as in Whisper
 
 
 class StrategyOptions(TypedDict, total=False):
@@ -36,6 +41,9 @@ class StrategyOptions(TypedDict, total=False):
     candidates: int
     risk: str
     word_timestamps: bool
+    hotwords: Sequence[str]
+    hotword_boost: float
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,11 @@ class DecodingOptions:
         risk: What the edit distance between candidates counts: ``tokens``, ``words`` or ``characters``.
         word_timestamps: Whether the text is aligned to the CTC posteriors, which tells when each word was
             said.
+        hotwords: Words and phrases, as they are to be written, that the CTC reading is bent towards
+            (:mod:`canvas_asr.biasing`), and every pass where the reading has them; a checkpoint that takes a
+            prompt is told them too.
+        hotword_boost: Nats that a listed word gains for each of its tokens.
+        prompt: Text to go by, names or the sentence before, for a checkpoint that was trained with such text.
     """
 
     language: str | None = None
@@ -92,6 +105,9 @@ class DecodingOptions:
     candidates: int = 1
     risk: str = "tokens"
     word_timestamps: bool = False
+    hotwords: Sequence[str] = ()
+    hotword_boost: float = 3.0
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         """Raise OptionError for a value that nothing can be decoded with."""
@@ -122,6 +138,13 @@ class DecodingOptions:
             raise OptionError(f"word_timestamps is {self.word_timestamps!r}; give True or False.")
         if self.draft_threshold is not None and self.init == "noise":
             raise OptionError("draft_threshold is given, but init='noise' starts from no draft.")
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise OptionError(f"prompt is {self.prompt!r}; give a text.")
+        object.__setattr__(self, "hotwords", _hotwords(self.hotwords))
+        if not 0 < _number("hotword_boost", self.hotword_boost) <= MAX_BOOST:
+            raise OptionError(
+                f"hotword_boost is {self.hotword_boost!r}; give nats above 0, at most {MAX_BOOST:g}."
+            )
 
     def _check_whole_numbers(self) -> None:
         fewest = 0 if self.init == "draft" else 1
@@ -159,10 +182,33 @@ class DecodingOptions:
             ("fusion", self.fusion, (0,)),
             ("gate", self.gate, (None,)),
             ("word_timestamps", self.word_timestamps, (False,)),
+            ("hotwords", ", ".join(self.hotwords), ("",)),
         ):
             if value not in off:
                 return f"{name}={value}"
         return ""
+
+
+def _hotwords(words: object) -> tuple[str, ...]:
+    """Give listed words without the spaces around them.
+
+    Raises:
+        OptionError: If they are no list of texts, one is empty or too long, or there are too many.
+    """
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise OptionError(f"hotwords is {words!r}; give a list of words or phrases.")
+    if len(words) > MAX_HOTWORDS:
+        raise OptionError(f"hotwords are {len(words)}; give at most {MAX_HOTWORDS}.")
+    found = []
+    for word in words:
+        if not isinstance(word, str) or not any(character.isalnum() for character in word):
+            raise OptionError(f"hotwords: {word!r} is no word; give texts with a letter or digit.")
+        found.append(" ".join(word.split()))
+        if len(found[-1]) > MAX_HOTWORD_LENGTH:
+            raise OptionError(
+                f"hotwords: {word[:20]!r}... is longer than {MAX_HOTWORD_LENGTH} characters; shorten it."
+            )
+    return tuple(found)
 
 
 def _number(name: str, value: object) -> float:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from .audio import load_audio
-from .configuration import WAVEFORM_FRAME, CanvasASRConfig, load_configuration
+from .configuration import CONTEXT_PLACE, WAVEFORM_FRAME, CanvasASRConfig, load_configuration
 from .errors import AudioError, CheckpointError
 from .hub import CONFIG_NAME, UNREADABLE, HubAccess, cannot_load, model_folder, quietly
 from .parts import Part
@@ -213,12 +213,15 @@ class CanvasASRProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {token!r}.")
         return index
 
-    def prompt_ids(self, config: CanvasASRConfig, n_audio: Sequence[int]) -> list[list[int]]:
+    def prompt_ids(
+        self, config: CanvasASRConfig, n_audio: Sequence[int], context: Sequence[int] = ()
+    ) -> list[list[int]]:
         """Prompts with one placeholder per audio token.
 
         Args:
             config: Its ``prompt_prefix``, ``prompt_suffix`` and ``audio_token``.
             n_audio: Audio tokens of each clip.
+            context: What :meth:`context_ids` gives, between prefix and audio.
 
         Returns:
             One list of ids a clip.
@@ -226,7 +229,27 @@ class CanvasASRProcessor(ProcessorMixin):
         prefix = self.tokenizer.encode(config.prompt_prefix, add_special_tokens=False)
         suffix = self.tokenizer.encode(config.prompt_suffix, add_special_tokens=False)
         audio = self.token_id(config.audio_token)
-        return [[*prefix, *([audio] * n), *suffix] for n in n_audio]
+        return [[*prefix, *context, *([audio] * n), *suffix] for n in n_audio]
+
+    def context_ids(self, config: CanvasASRConfig, text: str) -> list[int]:
+        """Token ids of a text to go by; what looks like a special token in it is taken as letters.
+
+        Args:
+            config: Its ``prompt_context``, which frames the text.
+            text: Names, or the sentence before.
+
+        Raises:
+            ValueError: If the checkpoint takes no such text.
+        """
+        if config.prompt_context is None:
+            raise ValueError(
+                "prompt_context is None: this checkpoint was not trained with text in its prompt."
+            )
+        before, behind = config.prompt_context.split(CONTEXT_PLACE)
+        encode = self.tokenizer.encode
+        own: list[int] = encode(text, add_special_tokens=False, split_special_tokens=True)
+        framed = (encode(part, add_special_tokens=False) if part else [] for part in (before, behind))
+        return [*next(framed), *own, *next(framed)]
 
     def canvas_start(self, config: CanvasASRConfig) -> int | None:
         """Position of the first canvas token; None: behind the prompt.

@@ -45,6 +45,7 @@ def read_transcript(
         text=processor.text(ids),
         language=decoded.language,
         language_confidence=decoded.language_confidence,
+        language_probabilities=decoded.language_probabilities,
         tokens=tuple(Token(i, text, p) for i, text, p in zip(ids, texts, sure, strict=True)),
         confidence=sum(sure) / max(1, len(sure)),
         passes=decoded.passes,

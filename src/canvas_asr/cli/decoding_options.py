@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from canvas_asr.errors import OptionError
 from canvas_asr.options import ACCEPTANCES, AUTO, RISKS, SELF_CONDITIONING, STARTS, DecodingOptions
 
 
@@ -19,7 +21,9 @@ def canvas_length(text: str) -> int | str:
 
 def add_decoding_options(parser: Any) -> None:
     """Add how clips are decoded; names and defaults are those of the Python interface."""
-    parser.add_argument("--language", help="code such as de; detected if not given")
+    parser.add_argument(
+        "--language", default=AUTO, help="code such as de; auto: detected, clip by clip (default auto)"
+    )
     parser.add_argument("--steps", type=int, default=8, help="most denoising passes (default 8)")
     parser.add_argument(
         "--init", default="noise", help=f"what the canvas starts from: {', '.join(STARTS)} (default noise)"
@@ -34,6 +38,7 @@ def add_decoding_options(parser: Any) -> None:
     parser.add_argument(
         "--word-timestamps", action="store_true", help="start, end and confidence of every word too"
     )
+    _add_bias(parser.add_argument_group("what it is told to expect"))
     group = parser.add_argument_group("how it is decoded")
     for name, kind, text in (
         ("self_conditioning", str, f"what the first pass is told: {', '.join(SELF_CONDITIONING)}"),
@@ -59,6 +64,51 @@ def add_decoding_options(parser: Any) -> None:
         )
 
 
+def _add_bias(group: Any) -> None:
+    default = DecodingOptions()
+    group.add_argument(
+        "--hotword",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="word or phrase that the reading is bent towards, as it is to be written; may be repeated",
+    )
+    group.add_argument("--hotwords", type=Path, metavar="FILE", help="the same from a UTF-8 file, one a line")
+    group.add_argument(
+        "--hotword-boost",
+        type=float,
+        default=default.hotword_boost,
+        metavar="N",
+        help=f"nats that they gain for each token (default {default.hotword_boost:g})",
+    )
+    group.add_argument(
+        "--prompt", metavar="TEXT", help="text to go by, for a model that was trained with such"
+    )
+
+
+def read_hotwords(path: Path) -> list[str]:
+    """Read a list of words and phrases, one a line; empty lines count for nothing.
+
+    Raises:
+        OptionError: If the file cannot be read, or has none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: cannot be read as a UTF-8 list of hotwords ({error}).") from error
+    words = [line.strip() for line in lines if line.strip()]
+    if not words:
+        raise OptionError(f"{path}: no hotwords in it; write one a line.")
+    return words
+
+
 def decoding_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Give what was parsed as arguments of ``transcribe``."""
-    return {field.name: getattr(options, field.name) for field in fields(DecodingOptions)}
+    """Give what was parsed as arguments of ``transcribe``.
+
+    Raises:
+        OptionError: If the file of hotwords cannot be used.
+    """
+    found = {field.name: getattr(options, field.name) for field in fields(DecodingOptions)}
+    listed = [] if options.hotwords is None else read_hotwords(options.hotwords)
+    language = None if options.language == AUTO else options.language
+    return found | {"language": language, "hotwords": [*options.hotword, *listed]}
