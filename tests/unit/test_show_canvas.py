@@ -128,7 +128,7 @@ def test_noise_turns_into_text_and_the_text_makes_room_for_the_result(terminal) 
     sent, screen = play(terminal, views)
     assert screen.lines[0] == "clip.wav  pass 2 of 2  [de]"
     assert screen.lines[1].strip() == "guten Tag"
-    assert sent.index("qux") < sent.index("Tak") < sent.index("Tag")
+    assert sent.index("clip.wav  start") < sent.index("qux") < sent.index("Tak") < sent.index("Tag")
     assert "\x1b[31m guten" in sent  # unsure
     assert "\x1b[90m語" in sent  # noise
     assert " Tag" in sent.rpartition("\x1b[J")[0]

@@ -173,9 +173,11 @@ class CanvasAnimation:
 
     def draw(self, view: CanvasView) -> None:
         """See :class:`CanvasShow`."""
-        self._show(view, self._noise(view))
+        if self._before is not None and self._before.kept is None:  # the clip begins anew
+            self._before = None
+        self._show(self._title(self._before), self._noise(view))
         text = [self._piece(token.text, self._style(token.confidence)) for token in view.tokens]
-        self._show(view, text)
+        self._show(self._title(view), text)
         self._before = view
 
     def finish(self) -> None:
@@ -194,9 +196,9 @@ class CanvasAnimation:
 
     def _noise(self, view: CanvasView) -> list[Piece]:
         """What the pass has read: of the pass before what was kept, and noise."""
-        before, kept = self._before, None if self._before is None else self._before.kept
-        if before is None or kept is None:  # the first pass of a canvas
+        if self._before is None or self._before.kept is None:
             return [self._noisy(text) for text in view.before]
+        before, kept = self._before, self._before.kept
         pieces = []
         for place, text in enumerate(view.before[: len(kept) + 1]):
             if place == len(kept):  # the end of the text, or noise in its place
@@ -213,11 +215,16 @@ class CanvasAnimation:
             shown = self._block * max(1, n_columns(shown))
         return self._piece(shown, NOISE)
 
-    def _show(self, view: CanvasView, text: list[Piece]) -> None:
+    def _title(self, view: CanvasView | None) -> str:
+        if view is None:
+            return "start"
+        language = f"  [{view.language}]" if view.language else ""
+        return f"{pass_name(view.step, self.steps)}{language}"
+
+    def _show(self, title: str, text: list[Piece]) -> None:
         """Draw one picture and let it stay."""
         columns, n_lines = terminal_size(self.stream)
-        language = f"  [{view.language}]" if view.language else ""
-        title = f"  {pass_name(view.step, self.steps)}{language}"
+        title = f"  {title}"
         lines = [[Piece(fit(self._name, max(1, columns - 1 - n_columns(title))) + title)]]
         lines += wrap(text, max(2, columns - 1))[: max(1, n_lines - 3)]
         lines.append(self._legend())
