@@ -21,6 +21,7 @@ from canvas_asr.errors import CheckpointError, DataError, RecipeError
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.sampler import SamplerConfig, SamplerOutput, Vocabulary
 from canvas_asr.training import text
+from canvas_asr.training.corruption import CorruptionOptions
 from canvas_asr.training.objective import ObjectiveOptions
 from canvas_asr.training.recipe import Recipe, TrainingOptions
 from canvas_asr.training.sentences import split_of
@@ -29,7 +30,7 @@ from canvas_asr.training.text import CanvasCollator, TextDataset, TextModel, bal
 from canvas_asr.training.text_noise import Pieces
 from canvas_asr.training.text_tasks import TextExample, TextTasks, repair_case
 
-EOS, PAD, EN, ZH = 1, 0, 7, 12
+EOS, PAD, BLANK, EN, ZH = 1, 0, 6, 7, 12
 
 
 # Canvases
@@ -122,6 +123,19 @@ def test_all_but_the_vision_tower_learns() -> None:
     for name in ("embed_tokens", "q_proj", "q_norm", "o_proj", "router", "gate_up_proj", "mlp.down_proj"):
         gradients = [p.grad for n, p in model.named_parameters() if name in n and "vision" not in n]
         assert any(g is not None and g.abs().max() > 0 for g in gradients), name
+
+
+def test_drafts_are_what_the_prompt_reads_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats merged, blanks dropped, a language tag before them: canvases start so from a CTC draft."""
+    found: list[Any] = []
+    monkeypatch.setattr(text, "denoising_losses", lambda *_, drafts, **__: found.append(drafts) or {})
+    backbone = build_backbone(DiffusionGemmaConfig(**BACKBONE))
+    prompts = torch.tensor([[2, 500, 500, BLANK, 500, 7], [2, BLANK, 600, 7, 0, 0]])
+    batch = (prompts, torch.tensor([6, 4]), torch.zeros(2, 3), torch.tensor([3, 2]), torch.zeros(2, 8))
+    for share, blank in ((0.5, BLANK), (0.0, BLANK), (0.5, None)):
+        objective = ObjectiveOptions(corruption=CorruptionOptions(uniform=1 - share, draft=share))
+        TextModel(backbone, objective, blank=blank, tags=[EN])(*batch)
+    assert found == [[[EN, 500, 500], [EN, 600]], None, None]
 
 
 # Judging

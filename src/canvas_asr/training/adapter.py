@@ -28,6 +28,7 @@ from canvas_asr.processing import CanvasASRProcessor, pad_mels
 from .adapter_data import AdapterCollator, Sources, read_data
 from .adapter_options import AdapterOptions
 from .checkpoints import load_trainable_state
+from .corruption import tagged_drafts
 from .judging import Judgement, error_rates, listening, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .objective import denoising_counts, denoising_losses
@@ -222,10 +223,7 @@ class AdapterModel(Stage):
     ) -> list[list[int]]:
         """Greedy CTC readings as canvases start from them, each behind a random language tag."""
         drafts = merge_labels(labels, n_audio, self.model.config.blank_token_id)
-        if not self.tags:
-            return drafts
-        choice = [int(torch.randint(len(self.tags), (), generator=generator)) for generator in generators]
-        return [[self.tags[tag], *draft] for tag, draft in zip(choice, drafts, strict=True)]
+        return tagged_drafts(drafts, self.tags, generators)
 
 
 def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> Judgement:

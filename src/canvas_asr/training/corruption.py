@@ -165,3 +165,19 @@ class Corruption:
             clean = bool(torch.rand((), generator=generator) < 0.5)
             noise[row] = 0.0 if clean else self.options.max_renoise * float(levels[row])
         return self.uniform(base, noise, generator).to(device)
+
+
+def tagged_drafts(
+    drafts: Sequence[Sequence[int]], tags: Sequence[int], generators: Sequence[torch.Generator]
+) -> list[list[int]]:
+    """Put a random language tag before each draft, as canvases start from them; none where there are no tags.
+
+    Args:
+        drafts: Token ids as CTC reads them.
+        tags: Ids of the language tags.
+        generators: Source of randomness of each draft.
+    """
+    if not tags:
+        return [list(draft) for draft in drafts]
+    choice = [int(torch.randint(len(tags), (), generator=generator)) for generator in generators]
+    return [[tags[tag], *draft] for tag, draft in zip(choice, drafts, strict=True)]

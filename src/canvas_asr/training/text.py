@@ -26,6 +26,7 @@ from transformers import (
 
 from canvas_asr.backbone import build_backbone, encode_prefix
 from canvas_asr.configuration import AUDIO_POSITIONS, text_config
+from canvas_asr.ctc import merge_labels
 from canvas_asr.decoding import text_vocabulary
 from canvas_asr.errors import CheckpointError, DataError, RecipeError
 from canvas_asr.languages import LANGUAGES
@@ -36,12 +37,12 @@ from canvas_asr.sampler import read_pass, sample
 from canvas_asr.strategies import SamplerConfig
 
 from .checkpoints import load_trainable_state
-from .corruption import lay_out
+from .corruption import lay_out, tagged_drafts
 from .judging import Judgement, listening, named_error_rates, transcripts_of
 from .objective import ObjectiveOptions, denoising_counts, denoising_losses
 from .recipe import Recipe, from_mapping
 from .sentences import read_sentences
-from .stage import Part, Stage
+from .stage import Part, Stage, row_generators
 from .text_noise import Pieces
 from .text_tasks import TextExample, TextTaskOptions, TextTasks, espeak_phonemes, repair_case
 from .trainer import StageTrainer
@@ -122,6 +123,7 @@ class TextModel(Stage):
         canvas_choices: Sequence[int] = (),
         p_long_canvas: float = 0.0,
         blank: int | None = None,
+        tags: Sequence[int] = (),
         *,
         train_embeddings: bool = True,
     ) -> None:
@@ -133,13 +135,14 @@ class TextModel(Stage):
             canvas_choices: See :class:`Stage`.
             p_long_canvas: See :class:`Stage`.
             blank: See :func:`text_places`.
+            tags: Language tags; a draft gets a random one.
             train_embeddings: See :class:`TextOptions`.
         """
         super().__init__()
         self.backbone = backbone
         self.objective = objective
         self.canvas_choices, self.p_long_canvas = canvas_choices, p_long_canvas
-        self.blank = blank
+        self.blank, self.tags = blank, tags
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_("vision" not in name)
         backbone.get_input_embeddings().requires_grad_(train_embeddings)
@@ -165,6 +168,11 @@ class TextModel(Stage):
         part: Part | None = None,
     ) -> dict[str, Tensor]:
         """See :func:`denoising_losses`; ``prompt_ids`` is (B, P) int64."""
+        generators = row_generators(part, len(canvas))
+        drafts = None
+        if self.blank is not None and self.objective.corruption.draft > 0:  # what such a prompt reads as
+            read = merge_labels(prompt_ids[:, 1:], n_prompt - 2, self.blank)
+            drafts = tagged_drafts(read, self.tags, generators)
         return denoising_losses(
             self.backbone,
             self.backbone.get_input_embeddings()(prompt_ids),
@@ -174,7 +182,9 @@ class TextModel(Stage):
             canvas,
             self.objective,
             **text_places(prompt_ids, n_prompt, self.blank),
+            drafts=drafts,
             part=part,
+            generators=generators,
         )
 
 
@@ -334,13 +344,14 @@ def run(recipe: Recipe) -> None:
     kept = _fitting(lists.train, tokenizer, options, "training")
     held_out = _fitting(lists.dev, tokenizer, options, "development")
     torch.manual_seed(recipe.training.seed)
-    spikes = options.audio_positions == "spikes"
+    spikes, pieces = options.audio_positions == "spikes", Pieces(tokenizer)
     model = TextModel(
         _backbone(options),
         options.objective,
         options.canvas_choices,
         options.p_long_canvas,
-        Pieces(tokenizer).blank if spikes else None,
+        pieces.blank if spikes else None,
+        [pieces.tag(code) for code in LANGUAGES],
         train_embeddings=options.train_embeddings,
     )
     if options.init.endswith(WEIGHTS_SUFFIX):
