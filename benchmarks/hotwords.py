@@ -1,0 +1,266 @@
+"""Hotwords: how many rare names are read with and without them, and how many are read that nobody said.
+
+    python benchmarks/hotwords.py tiny --n 10
+
+Invented and rare names in six languages (``benchmarks/hotwords_sentences.json``) are said in sentences by
+espeak-ng, in voices kept out of training. Each language lists its names and as many others that nobody says.
+Every sentence is said again with common words in place of the name. Read are all of them without hotwords
+and with each boost; counted are names that were said and are read (recall), and listed names that were not
+said and are read (false insertions). Writes ``docs/hotwords.json`` and ``docs/hotwords.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from canvas_asr.card_sections import table
+from canvas_asr.evaluation.metrics import score
+from canvas_asr.options import DecodingOptions
+from canvas_asr.synthesis.synthesizer import Synthesizer
+from canvas_asr.words import split_words
+
+HERE = Path(__file__).parent
+SENTENCES = HERE / "hotwords_sentences.json"
+DOCS = HERE.parent / "docs"
+BOOSTS = (1.0, 2.0, 3.0, 5.0, 8.0)
+DECODINGS = {
+    "draft": {"init": "draft", "steps": 0},
+    "from-draft-1": {"init": "draft", "steps": 1},
+    "noise-8": {"steps": 8},
+}
+BATCH_SIZE = 8
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence as it is said.
+
+    Attributes:
+        text: What is said.
+        language: Its code.
+        name: The name in it; None: none.
+        samples: 16 kHz mono.
+    """
+
+    text: str
+    language: str
+    name: str | None
+    samples: np.ndarray
+
+
+def say(words: Record, languages: Sequence[str], n: int) -> list[Sentence]:
+    """Say the first names of each language, and as many sentences without a name."""
+    synthesizer = Synthesizer("test")
+    said = []
+    for language in languages:
+        pairs = words[language]["sentences"]
+        for k, name in enumerate(words[language]["names"][:n]):
+            form, common = pairs[k % len(pairs)]
+            for spoken, listed in ((name, name), (common, None)):
+                text = form.format(spoken)
+                samples = synthesizer.say(text, language, np.random.default_rng((0, k))).samples
+                said.append(Sentence(text, language, listed, samples))
+    return said
+
+
+def units(text: str) -> list[str]:
+    """Words of a text, characters where a script has no spaces, without marks and in lower case."""
+    plain = unicodedata.normalize("NFC", text).lower()
+    words = (plain[first:last] for first, last in split_words(plain.replace("-", " ")))
+    letters = ("".join(c for c in word if unicodedata.category(c)[0] in "LMN") for word in words)
+    return [word for word in letters if word]
+
+
+def times_read(name: str, text: str) -> int:
+    """How often a name stands in a text, as whole words."""
+    wanted, found = units(name), units(text)
+    return sum(found[i : i + len(wanted)] == wanted for i in range(len(found)))
+
+
+def count(said: Sequence[Sentence], read: Sequence[str], words: Record) -> Record:
+    """Count names read, and names read that were not said, in one language or all."""
+    n_said = n_found = n_false = 0
+    for sentence, text in zip(said, read, strict=True):
+        listed = words[sentence.language]
+        for name in (*listed["names"], *listed["others"]):
+            n = times_read(name, text)
+            n_here = times_read(name, sentence.text)
+            n_said += n_here
+            n_found += min(n, n_here)
+            n_false += max(0, n - n_here)
+    return {"n_sentences": len(said), "n_names": n_said, "n_found": n_found, "n_false": n_false}
+
+
+def error_rates(said: Sequence[Sentence], read: Sequence[str]) -> Record:
+    """Error rate of each language, of sentences with a name and without."""
+    found: Record = {}
+    for language in dict.fromkeys(sentence.language for sentence in said):
+        for kind, has_name in (("with", True), ("without", False)):
+            pairs = [
+                (sentence.text, text)
+                for sentence, text in zip(said, read, strict=True)
+                if sentence.language == language and (sentence.name is not None) == has_name
+            ]
+            references, hypotheses = zip(*pairs, strict=True)
+            found.setdefault(language, {})[kind] = score(references, hypotheses, language).primary
+    return found
+
+
+def measure(asr: Any, said: Sequence[Sentence], words: Record, decoding: Record, boost: float) -> Record:
+    """Read all sentences, with a boost or (0) without hotwords."""
+    languages = dict.fromkeys(sentence.language for sentence in said)
+    read: dict[int, str] = {}
+    started = time.perf_counter()
+    for language in languages:
+        places = [k for k, sentence in enumerate(said) if sentence.language == language]
+        options: Record = {}
+        if boost:
+            listed = [*words[language]["names"], *words[language]["others"]]
+            options = {"hotwords": listed, "hotword_boost": boost}
+        clips = [said[k].samples for k in places]
+        found = asr.transcribe_arrays(clips, batch_size=BATCH_SIZE, **decoding, **options)
+        read |= {k: transcript.text for k, transcript in zip(places, found, strict=True)}
+    seconds = time.perf_counter() - started
+    texts = [read[k] for k in range(len(said))]
+    by_language = {}
+    for language in languages:
+        mine = [k for k, sentence in enumerate(said) if sentence.language == language]
+        by_language[language] = count([said[k] for k in mine], [texts[k] for k in mine], words)
+    return {
+        "boost": boost,
+        "seconds": seconds,
+        "all": count(said, texts, words),
+        "by_language": by_language,
+        "error_rates": error_rates(said, texts),
+        "texts": texts,
+    }
+
+
+_INTRODUCTION = """\
+# Hotwords, measured
+
+{n_names} sentences with an invented or rare name and as many with common words in its place, in
+{n_languages} languages, said by espeak-ng in voices kept out of training
+([`hotwords_sentences.json`](../benchmarks/hotwords_sentences.json)). Each language lists {n_listed} names, of
+which {n_said} are said. *Recall*: names that were said and are read, whole and in their spelling but for case
+and marks; then names read of names said by language. *False*: listed names that are read where they were not
+said, a hundred sentences. *Error rate*: mean over the languages of WER (CER for hi and zh),
+Whisper-normalised, of the sentences with a name and of those without. *Time*: against the same decoding
+without hotwords. Boosts are nats a token; the default is {default:g}.
+
+Model `{model}`, {cpu}, threads: {n_threads}, batches of {batch_size}. Made by
+
+    {command}
+"""
+
+
+def _mean_rate(run: Record, kind: str) -> str:
+    rates = [rates[kind] for rates in run["error_rates"].values()]
+    return f"{100 * sum(rates) / len(rates):.1f} %"
+
+
+def markdown(content: Record) -> str:
+    """Write the page."""
+    parts = [_INTRODUCTION.format(**content, **content["environment"])]
+    header = ["boost", "recall", *content["codes"], "false", "error rate with a name", "without", "time"]
+    for decoding, runs in content["runs"].items():
+        rows = []
+        for run in runs:
+            found, n_sentences = run["all"], run["all"]["n_sentences"]
+            rows.append(
+                [
+                    f"{run['boost']:g}" if run["boost"] else "off",
+                    f"{100 * found['n_found'] / found['n_names']:.0f} %",
+                    *(f"{one['n_found']}/{one['n_names']}" for one in run["by_language"].values()),
+                    f"{100 * found['n_false'] / n_sentences:.1f}",
+                    _mean_rate(run, "with"),
+                    _mean_rate(run, "without"),
+                    f"× {run['seconds'] / runs[0]['seconds']:.2f}",
+                ]
+            )
+        options = ", ".join(f"{name}={value}" for name, value in DECODINGS[decoding].items())
+        parts.append("\n".join([f"## {options}\n", *table(header, rows, 1), ""]))
+    return "\n".join(parts)
+
+
+def _load(model: str) -> Any:
+    import canvas_asr
+
+    return canvas_asr.load(model, device="cpu")
+
+
+def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _load) -> int:
+    """Run the command; returns the exit code.
+
+    Args:
+        argv: Its arguments; None takes the process's.
+        load_model: Turns a name into a ``Transcriber``.
+    """
+    words = json.loads(SENTENCES.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="as canvas-asr transcribe takes it")
+    parser.add_argument("--n", type=int, default=10, help="names a language (default 10, all)")
+    parser.add_argument("--languages", nargs="+", choices=list(words), default=list(words))
+    parser.add_argument("--decodings", nargs="+", choices=list(DECODINGS), default=list(DECODINGS))
+    parser.add_argument("--boosts", nargs="+", type=float, default=list(BOOSTS), help="nats a token")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    parser.add_argument("--out", type=Path, default=DOCS / "hotwords.json", help="JSON; a page beside it")
+    options = parser.parse_args(argv)
+
+    import torch
+
+    from canvas_asr.evaluation.report import describe_machine, installed_versions
+
+    torch.set_num_threads(options.threads)
+    load_before = os.getloadavg()[0]
+    said = say(words, options.languages, options.n)
+    asr = load_model(options.model)
+    asr.transcribe_arrays([said[0].samples], steps=1)  # what is done once is not timed
+    runs = {
+        name: [measure(asr, said, words, DECODINGS[name], boost) for boost in (0.0, *options.boosts)]
+        for name in options.decodings
+    }
+    listed = words[options.languages[0]]
+    content: Record = {
+        "command": shlex.join(
+            ["python", "benchmarks/hotwords.py", *(sys.argv[1:] if argv is None else argv)]
+        ),
+        "model": options.model,
+        "n_languages": len(options.languages),
+        "codes": options.languages,
+        "n_names": sum(sentence.name is not None for sentence in said),
+        "n_said": min(options.n, len(listed["names"])),
+        "n_listed": len(listed["names"]) + len(listed["others"]),
+        "default": DecodingOptions().hotword_boost,
+        "batch_size": BATCH_SIZE,
+        "environment": {
+            **describe_machine(),
+            "n_threads": torch.get_num_threads(),
+            "load_average_before": load_before,
+            "versions": installed_versions(),
+        },
+        "sentences": [{"text": s.text, "language": s.language, "name": s.name} for s in said],
+        "runs": runs,
+    }
+    options.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    page = markdown(content)
+    options.out.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
