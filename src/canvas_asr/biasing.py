@@ -138,27 +138,26 @@ class HotwordGraph:
         behind = normal(f"a {word}")[len(normal("a")) :]
         return [(behind, ANYWHERE)] if behind == first else [(behind, ANYWHERE), (first, FIRST)]
 
-    def read(self, logits: Tensor, runs: Sequence[range]) -> Reading:
+    def read(self, logits: Tensor, runs: Sequence[range], states: Sequence[int]) -> Reading:
         """Read a clip.
 
         Args:
             logits: Of the CTC tap, (T, V).
             runs: Audio tokens that are merged to each token of the greedy reading.
+            states: The surest audio token of each run.
         """
         labels = logits.argmax(dim=-1)
-        best = logits.amax(dim=-1, keepdim=True)
-        columns = logits[:, self._labels.tolist()]
-        costs = (columns.float() - best.float()).double().cpu().numpy()[:, self._columns]  # (T, S)
+        best = logits.amax(dim=-1, keepdim=True).float()
+        costs = (logits[:, self._labels.tolist()].float() - best).double().cpu().numpy()[:, self._columns]
         greedy = [(int(labels[run[0]]), run) for run in runs]
-        found = [(token, run, 0.0) for token, run in greedy]
-        path = self._best_path(costs, *self._boundaries(greedy, len(costs)))
-        for span, tokens in path:
-            found = [one for one in found if one[1][0] not in span]
-            found += [(token, run, self.boost) for token, run in tokens]
-        found.sort(key=lambda one: one[1][0])
-        sure = logits[:, [token for token, _, _ in found]].float() - best.float() if found else logits
-        states = [run[int(sure[run[0] : run[-1] + 1, k].argmax())] for k, (_, run, _) in enumerate(found)]
-        return Reading([one[0] for one in found], states, [one[2] for one in found])
+        found = [(token, state, 0.0) for (token, _), state in zip(greedy, states, strict=True)]
+        for span, tokens in self._best_path(costs, *self._boundaries(greedy, len(costs))):
+            found = [one for one in found if one[1] not in span]
+            for token, run in tokens:
+                sure = (logits[run[0] : run[-1] + 1].float().log_softmax(dim=-1))[:, token]
+                found.append((token, run[int(sure.argmax())], self.boost))
+        found.sort(key=lambda one: one[1])
+        return Reading([one[0] for one in found], [one[1] for one in found], [one[2] for one in found])
 
     def _boundaries(
         self, greedy: Sequence[tuple[int, range]], n_frames: int

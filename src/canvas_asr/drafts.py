@@ -75,7 +75,8 @@ class DraftReader:
         for i, (ids, sure, n) in enumerate(zip(readings, certainty.tolist(), n_states.tolist(), strict=True)):
             reading = Reading(ids, states[i], [])
             if self.hotwords is not None:
-                reading = self.hotwords.read(logits[i, :n], merged_runs(labels[i, :n].tolist(), self.blank))
+                runs = merged_runs(labels[i, :n].tolist(), self.blank)
+                reading = self.hotwords.read(logits[i, :n], runs, states[i])
             drafts.append(self._draft(logits[i, reading.states], reading, sure[:n]))
         return drafts
 
