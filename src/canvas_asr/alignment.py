@@ -126,6 +126,24 @@ class Aligner:
         return [row[:n] for row, n in zip(audio_tokens, lengths, strict=True)]
 
     @torch.no_grad()
+    def log_posteriors(self, ids: Sequence[int], audio_tokens: Tensor) -> Logs:
+        """Read the CTC tap.
+
+        Args:
+            ids: Tokens, S of them.
+            audio_tokens: Of a clip, (T, D).
+
+        Returns:
+            Log posteriors of the blank, then of each of the tokens, (T, 1 + S).
+        """
+        columns = torch.tensor([self.model.config.blank_token_id, *ids], device=audio_tokens.device)
+        parts = []
+        for chunk in torch.split(audio_tokens, CHUNK_TOKENS):
+            logits = self.model.ctc_logits(chunk[None])[0].float()  # (<= CHUNK_TOKENS, V)
+            parts.append(logits[:, columns] - logits.logsumexp(dim=-1, keepdim=True))
+        logs: Logs = torch.cat(parts).double().cpu().numpy()
+        return logs
+
     def __call__(self, ids: Sequence[int], audio_tokens: Tensor) -> list[Span]:
         """Find when each token of a text was said.
 
@@ -136,11 +154,6 @@ class Aligner:
         Returns:
             Start and end of each in seconds of the clip.
         """
-        columns = torch.tensor([self.model.config.blank_token_id, *ids], device=audio_tokens.device)
-        parts = []
-        for chunk in torch.split(audio_tokens, CHUNK_TOKENS):
-            logits = self.model.ctc_logits(chunk[None])[0].float()  # (<= CHUNK_TOKENS, V)
-            parts.append(logits[:, columns] - logits.logsumexp(dim=-1, keepdim=True))
-        logs = torch.cat(parts).double().cpu().numpy()
+        logs = self.log_posteriors(ids, audio_tokens)
         spans = align(logs[:, 0], logs[:, 1:], ids)
         return [(start * self.token_s, end * self.token_s) for start, end in spans]
