@@ -134,6 +134,28 @@ def test_other_ways_of_decoding_stand_beside_the_canvas(
         read(opened("stock-generate"), *clips)
 
 
+@pytest.mark.parametrize("kind", ["autoregressive", "stock-generate"])
+def test_no_graph_is_recorded_while_a_baseline_decodes(
+    kind: str, model: CanvasASRModel, processor: CanvasASRProcessor
+) -> None:
+    """A graph would make the baseline slower than it is, and its memory grow."""
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    system = open_system(f"{kind}:mine", None, lambda *_: Transcriber(model, processor))
+    seen: list[bool] = []
+    hooks = [
+        module.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+        for module in (model.projector, model.backbone.model.encoder.language_model)
+    ]
+    try:
+        setting = "max_tokens=2" if kind == "autoregressive" else "steps=1,canvas=8"
+        read(system, tones(0.5, 1), setting=setting)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(seen) > 1
+    assert not any(seen)
+
+
 # transformers
 
 

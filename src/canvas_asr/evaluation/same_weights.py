@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..autoregressive import AutoregressiveDecoder
@@ -26,6 +27,7 @@ class SameWeights(ABC):
         self.transcriber = transcriber
         self.max_audio_s: float | None = transcriber.max_audio_s
 
+    @torch.no_grad()  # all of it: the adapter may be trained, and a graph would cost the baseline time
     def read(self, request: Request) -> list[Reading]:
         """Decode; the time of a batch is shared by its clips."""
         processor, device = self.transcriber.processor, self.transcriber.device
