@@ -38,11 +38,26 @@ from canvas_asr.options import DecodingOptions
         ({"stop_entropy": -1}, "stop_entropy is -1; give a number of nats above 0"),
         ({"fusion": -0.5}, "fusion is -0.5; give a weight of at least 0"),
         ({"fusion": True}, "fusion is True; give a number"),
+        ({"hotwords": "Kent"}, "hotwords is 'Kent'; give a list of words or phrases"),
+        ({"hotwords": ["Kent", "?!"]}, r"hotwords: '\?!' is no word; give texts with a letter or digit"),
+        ({"hotwords": [3]}, "hotwords: 3 is no word"),
+        ({"hotwords": ["a" * 101]}, "hotwords: 'aaaaaaaaaaaaaaaaaaaa'... is longer than 100 characters"),
+        ({"hotwords": ["a"] * 1001}, "hotwords are 1001; give at most 1000"),
+        ({"hotword_boost": 0}, "hotword_boost is 0; give nats above 0, at most 20"),
+        ({"hotword_boost": 21.0}, "hotword_boost is 21.0; give nats above 0, at most 20"),
+        ({"hotword_boost": float("inf")}, "hotword_boost is inf; give a number"),
+        ({"prompt": ["Kent"]}, r"prompt is \['Kent'\]; give a text"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_to_give(options: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         DecodingOptions(**options)
+
+
+def test_hotwords_are_kept_without_the_spaces_around_them() -> None:
+    options = DecodingOptions(hotwords=[" Kent ", "Tim\n Kan"])
+    assert options.hotwords == ("Kent", "Tim Kan")
+    assert hash(options) == hash(DecodingOptions(hotwords=("Kent", "Tim Kan")))
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -58,6 +73,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ({}, ""),
         ({"canvas": 40, "stop_entropy": 0.1, "candidates": 3}, ""),
         ({"init": "draft-slots"}, "init=draft-slots"),
+        ({"hotwords": ["Kent", "Bern"]}, "hotwords=Kent, Bern"),
         ({"canvas": "auto"}, "canvas=auto"),
         ({"self_conditioning": "posterior"}, "self_conditioning=posterior"),
         ({"fusion": 0.5}, "fusion=0.5"),
