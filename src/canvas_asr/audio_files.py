@@ -195,7 +195,7 @@ def _read_av(file: BinaryIO, path: str) -> RatedBlocks:
 
 def frame_block(frame: Any) -> Block:
     """Samples of one of PyAV's frames, (frames, channels)."""
-    samples = frame.to_ndarray()
+    samples: Block = frame.to_ndarray()
     return samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)
 
 

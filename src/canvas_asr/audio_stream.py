@@ -162,7 +162,7 @@ class AudioStream:
         """Replace samples that are no numbers by silence, and report them."""
         if block.dtype.kind != "f":
             return block
-        bad = ~np.isfinite(block).all(axis=1)
+        bad = np.asarray(~np.isfinite(block).all(axis=1))
         if not bad.any():
             return block
         first, last = int(bad.argmax()), len(bad) - int(bad[::-1].argmax())
@@ -199,7 +199,7 @@ class _Times:
                 return
             except av.error.FFmpegError as error:
                 n_bad += 1
-                self.reason = error.strerror
+                self.reason = error.strerror or str(error)
 
     def frames(self, packet: Any) -> list[Any]:
         """Decode a packet; nothing where that fails."""
@@ -216,7 +216,7 @@ class _Times:
         try:
             return list(self._stream.decode(packet))
         except av.error.FFmpegError as error:
-            self.reason = error.strerror
+            self.reason = error.strerror or str(error)
             return []
 
     def lost_s(self, frame: Any, packet: Any, now_s: float) -> float | None:

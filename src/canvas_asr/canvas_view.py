@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .result import Token
 
@@ -62,22 +62,27 @@ class Watchers:
     on_pass: OnPass | None = None
     on_canvas: OnCanvas | None = None
 
-    def tell(self, batch: ClipBatch) -> None:
-        """Tell of what the last pass made of clips whose keys are their places."""
+    def tell(self, batch: ClipBatch, place_of: Callable[[Any], int] = int) -> None:
+        """Tell of what the last pass made of its clips.
+
+        Args:
+            batch: With the clips.
+            place_of: Gives a clip's place from its key.
+        """
         if self.on_pass is not None:
             last, decoder = batch.shown(), batch.decoder
-            for place, step, ids in zip(last.keys, last.steps, last.canvas.tolist(), strict=True):
-                self.on_pass(place, step, decoder.processor.text(ids[decoder.text_span(ids)]))
+            for key, step, ids in zip(last.keys, last.steps, last.canvas.tolist(), strict=True):
+                self.on_pass(place_of(key), step, decoder.processor.text(ids[decoder.text_span(ids)]))
         if self.on_canvas is not None:
-            for view in view_canvases(batch):
+            for view in view_canvases(batch, place_of):
                 self.on_canvas(view)
 
 
 NOBODY = Watchers()
 
 
-def view_canvases(batch: ClipBatch) -> Iterator[CanvasView]:
-    """Read what the last pass of a batch made of its clips; ``place`` is the clip's key."""
+def view_canvases(batch: ClipBatch, place_of: Callable[[Any], int] = int) -> Iterator[CanvasView]:
+    """Read what the last pass of a batch made of its clips; ``place_of`` gives their places from the keys."""
     last, decoder = batch.shown(), batch.decoder
     codes = {tag: code for code, tag in decoder.languages.items()}
     given = batch.options.language or ""
@@ -89,7 +94,7 @@ def view_canvases(batch: ClipBatch) -> Iterator[CanvasView]:
         known = zip(ids[span], texts, confidences[row][span], strict=True)
         kept = stays[row] if last.goes_on[row] else None
         yield CanvasView(
-            place=last.keys[row],
+            place=place_of(last.keys[row]),
             step=last.steps[row],
             tokens=tuple(Token(*token) for token in known),
             kept=None if kept is None else tuple(kept[span]),

@@ -21,7 +21,7 @@ FRAMES_PER_S = SAMPLE_RATE_HZ / FRAME_SAMPLES
 # Speech begins where its probability reaches the first, and ends below the second: Silero's own figures.
 BEGIN_SCORE, STAY_SCORE = 0.5, 0.35
 PAD_FRAMES = round(0.3 * FRAMES_PER_S)  # kept around speech, whose soft ends score low
-MAX_PAUSE_FRAMES = round(2.0 * FRAMES_PER_S)  # longer ones end a chunk
+MAX_PAUSE_FRAMES = round(0.8 * FRAMES_PER_S)  # longer ones end a chunk: the speaker or language may change
 MIN_SPEECH_FRAMES = 3  # shorter is a click
 MIN_SILENCE_FRAMES = 3  # shorter is a consonant
 EARLIEST_CUT = 0.5  # of the longest chunk: before that it is too short to be worth a silence

@@ -10,26 +10,26 @@ clip's length, so neither its batch nor its place in a list changes it, and ``ge
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
+from .audio_stream import header_seconds
 from .canvas_view import NOBODY, OnCanvas, OnPass, Watchers
 from .decoding import CanvasDecoder
 from .errors import AudioError, OptionError
 from .hub import EMBEDDED_MODEL, HubAccess
 from .loading import check_one_gpu, find_device, load_model
+from .long_form import LongForm, OnProgress, Progress, max_chunk_samples
 from .modeling import CanvasASRModel
 from .options import DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
+from .recordings import LongRecording, RecordingReader, file_name
 from .result import Segment, Transcript
-from .transcripts import empty_transcript, read_transcript
+from .transcripts import empty_transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 ROUNDING_SAMPLES = 16  # 1 ms: resampling makes a clip of exactly the limit a little longer
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
-OnProgress: TypeAlias = "Callable[[float, float], None]"  # seconds of audio done, seconds in all
 
 
 class _Decoding(StrategyOptions, total=False):
@@ -159,17 +158,17 @@ class Transcriber:
         return self.model.projector.out.weight.device
 
     def read(self, source: AudioSource, sample_rate_hz: int | None = None) -> Samples:
-        """Read one clip as the model hears it; see :func:`canvas_asr.load_audio`.
+        """Read one clip that the model can take at once; see :func:`canvas_asr.load_audio`.
 
         Raises:
             AudioError: If it cannot be read, or is longer than the model's limit.
         """
         samples = load_audio(source, sample_rate_hz)
-        if len(samples) > round(self.max_audio_s * SAMPLE_RATE_HZ) + ROUNDING_SAMPLES:
-            name = os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else "the array"
+        if len(samples) > self._max_samples:
+            name, seconds = file_name(source) or "the array", len(samples) / SAMPLE_RATE_HZ
             raise AudioError(
-                f"{name}: {len(samples) / SAMPLE_RATE_HZ:.1f} s of audio, and this model takes at most "
-                f"{self.max_audio_s:g} s; split it into shorter clips."
+                f"{name}: {seconds:.1f} s of audio, and this model takes at most {self.max_audio_s:g} s at "
+                "once; transcribe() takes audio of any length."
             )
         return samples
 
@@ -246,25 +245,28 @@ class Transcriber:
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
         self._check(options, batch_size)
-        watchers = Watchers(on_pass, on_canvas)
-        if not isinstance(source, list):
-            transcript = self._run([self.read(source, sample_rate_hz)], options, batch_size, watchers)[0]
-            if on_progress is not None:
-                on_progress(transcript.audio_s, transcript.audio_s)
-            return _name(transcript, source)
-        clips = []
-        for place, item in enumerate(source):
+        reader = self._reader(options, vad)
+        items = source if isinstance(source, list) else [source]
+        recordings = []
+        for place, item in enumerate(items):
             try:
-                clips.append(self.read(item, sample_rate_hz))
+                recordings.append(reader.open(place, item, sample_rate_hz))
             except AudioError as error:
-                if isinstance(item, (str, os.PathLike)):
+                if not isinstance(source, list) or file_name(item) is not None:
                     raise
                 raise AudioError(f"item {place} of the list: {error}") from error
-        found = self._run(clips, options, batch_size, watchers)
-        if on_progress is not None:
-            all_s = sum(transcript.audio_s for transcript in found)
-            on_progress(all_s, all_s)
-        return [_name(transcript, item) for transcript, item in zip(found, source, strict=True)]
+        engine = self._engine(options, batch_size, Watchers(on_pass, on_canvas))
+        # Clips of similar length together; long recordings, which are read as they are needed, last.
+        ordered = sorted(recordings, key=lambda one: (isinstance(one, LongRecording), one.audio_s))
+        progress = Progress(on_progress, sum(one.audio_s for one in ordered))
+        found = [empty_transcript(options)] * len(items)
+        for recording in engine.run(((one, one.audio_s) for one in ordered), progress):
+            if recording.is_done:
+                result = recording.result(options)
+                if isinstance(result, AudioError):
+                    raise result
+                found[recording.place] = result
+        return found if isinstance(source, list) else found[0]
 
     def stream_file(
         self,
@@ -292,8 +294,14 @@ class Transcriber:
             AudioError: If the file cannot be read.
             OptionError: If an option is out of range.
         """
-        keywords = {**options, "batch_size": batch_size, "vad": vad, "on_progress": on_progress}
-        yield from self.transcribe(path, language, steps, **keywords).segments
+        chosen = DecodingOptions(language, steps, **options)
+        self._check(chosen, batch_size)
+        recording = self._reader(chosen, vad).open(0, path)
+        engine = self._engine(chosen, batch_size, NOBODY)
+        news = engine.run(
+            [(recording, recording.audio_s)], Progress(on_progress, recording.audio_s), first_alone=True
+        )
+        return (segment for recording in news for segment in recording.take_segments())
 
     def transcribe_files(
         self,
@@ -326,7 +334,17 @@ class Transcriber:
         """
         chosen = DecodingOptions(language, steps, **options)
         self._check(chosen, batch_size)
-        return self._run_files(iter(paths), chosen, batch_size)
+        reader = self._reader(chosen, vad)
+        expected_s: list[float | None] = []
+        if on_progress is not None and isinstance(paths, Sequence):
+            expected_s = [header_seconds(os.fsdecode(path)) for path in paths]
+        progress = Progress(on_progress, sum(seconds or 0.0 for seconds in expected_s))
+        recordings = (
+            (reader.open_or_fail(place, path), expected_s[place] if expected_s else None)
+            for place, path in enumerate(paths)
+        )
+        news = self._engine(chosen, batch_size, NOBODY).run(recordings, progress)
+        return (recording.result(chosen) for recording in news if recording.is_done)
 
     def transcribe_arrays(
         self,
@@ -359,66 +377,18 @@ class Transcriber:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
 
-    def _run_files(
-        self, paths: Iterator[FilePath], options: DecodingOptions, batch_size: int
-    ) -> Iterator[Transcript | AudioError]:
-        while True:
-            found: list[tuple[FilePath, Samples | AudioError]] = []
-            for path in paths:
-                try:
-                    found.append((path, self.read(path)))
-                except AudioError as error:
-                    found.append((path, error))
-                if len(found) == batch_size:
-                    break
-            if not found:
-                return
-            clips = [clip for _, clip in found if not isinstance(clip, AudioError)]
-            transcripts = iter(self._run(clips, options, batch_size))
-            for path, clip in found:
-                yield clip if isinstance(clip, AudioError) else _name(next(transcripts), path)
+    @property
+    def _max_samples(self) -> int:
+        return round(self.max_audio_s * SAMPLE_RATE_HZ) + ROUNDING_SAMPLES
 
-    def _run(
-        self,
-        clips: Sequence[Samples],
-        options: DecodingOptions,
-        batch_size: int,
-        watchers: Watchers = NOBODY,
-    ) -> list[Transcript]:
-        """Transcribe clips, those of similar length together; results in the order of the clips."""
-        results = [empty_transcript(options)] * len(clips)
-        queue = deque(sorted((i for i, clip in enumerate(clips) if len(clip)), key=lambda i: len(clips[i])))
-        spent = [0.0] * len(clips)
-        batch = self.decoder.open(options)
-        while queue or len(batch):
-            started = time.perf_counter()
-            n_free, ran = batch_size - len(batch), False
-            # Few at a time are slow to encode: a quarter of the batch waits for each other.
-            if queue and (not len(batch) or 4 * n_free >= batch_size):
-                worked = [queue.popleft() for _ in range(min(n_free, len(queue)))]
-                mel, n_mel = self.processor.features([clips[i] for i in worked])
-                batch.add(mel.to(self.device), n_mel.to(self.device), worked)
-            else:
-                worked = batch.keys
-                batch.run_pass()
-                ran = True
-            done = batch.take()
-            seconds = (time.perf_counter() - started) / len(worked)
-            if ran:
-                watchers.tell(batch)  # their time is theirs
-            for place in worked:
-                spent[place] += seconds
-            for place, decoded in done:
-                audio_s = len(clips[place]) / SAMPLE_RATE_HZ
-                transcript = read_transcript(
-                    decoded, audio_s, self.processor, self.decoder.vocabulary, has_draft=self.has_draft
-                )
-                results[place] = replace(transcript, seconds=spent[place])
-        return results
+    def _reader(self, options: DecodingOptions, vad: bool | None) -> RecordingReader:
+        """What opens recordings.
 
+        Raises:
+            OptionError: If ``vad`` is none of True, False and None.
+        """
+        max_chunk = max_chunk_samples(self.decoder, options, self.max_audio_s)
+        return RecordingReader(self._max_samples, max_chunk, vad)
 
-def _name(transcript: Transcript, source: AudioSource) -> Transcript:
-    """Say which file a transcript is of, if it is of one."""
-    if isinstance(source, (str, os.PathLike)):
-        return replace(transcript, file=os.fsdecode(source))
-    return transcript
+    def _engine(self, options: DecodingOptions, batch_size: int, watchers: Watchers) -> LongForm:
+        return LongForm(self.decoder, options, batch_size, watchers=watchers, has_draft=self.has_draft)

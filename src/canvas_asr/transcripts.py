@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 from .canvas import Vocabulary
 from .options import DecodingOptions
 from .processing import CanvasASRProcessor
-from .result import Decoded, Segment, Token, Transcript
+from .result import Decoded, Segment, Token, Transcript, Word
 from .words import make_words
 
 
@@ -65,4 +68,82 @@ def read_transcript(
         draft=processor.text([i for i in decoded.draft if vocabulary.text[i]]) if has_draft else None,
         words=words,
         segments=(segment,) if segment.text else (),
+        language_probabilities=segment.language_probabilities,
     )
+
+
+def shift_transcript(transcript: Transcript, seconds: float) -> Transcript:
+    """Move what stands in a transcript to a later time; its length stays."""
+    if not seconds:
+        return transcript
+
+    def moved(words: Sequence[Word] | None) -> tuple[Word, ...] | None:
+        if words is None:
+            return None
+        return tuple(replace(word, start=word.start + seconds, end=word.end + seconds) for word in words)
+
+    segments = (
+        replace(one, start=one.start + seconds, end=one.end + seconds, words=moved(one.words))
+        for one in transcript.segments
+    )
+    return replace(transcript, words=moved(transcript.words), segments=tuple(segments))
+
+
+def join_transcripts(parts: Sequence[Transcript], audio_s: float, options: DecodingOptions) -> Transcript:
+    """Give the transcript of a recording from those of its chunks.
+
+    Args:
+        parts: In order, their times those of the recording.
+        audio_s: Length of the recording in seconds.
+        options: Of decoding.
+
+    Returns:
+        Texts, tokens, words and passes together. The language is that of most seconds of speech, its
+        confidence and all probabilities their means, weighted by seconds. ``seconds`` is 0.
+    """
+    spoken = [part for part in parts if part.segments]
+    if not spoken:
+        passes = sum(part.passes for part in parts)
+        return replace(empty_transcript(options), audio_s=audio_s, passes=passes)
+    seconds: dict[str, float] = {}
+    for part in spoken:
+        seconds[part.language] = seconds.get(part.language, 0.0) + part.audio_s
+    language = max(seconds, key=seconds.__getitem__)
+    tokens = tuple(token for part in spoken for token in part.tokens)
+    words = tuple(word for part in spoken for word in part.words or ())
+    codes = {code for part in spoken for code in part.language_probabilities}
+    return Transcript(
+        text=_join_texts([(part.text, part.language) for part in spoken]),
+        language=language,
+        language_confidence=_mean(
+            [(part.language_confidence, part.audio_s) for part in spoken if part.language == language]
+        ),
+        tokens=tokens,
+        confidence=_mean([(token.confidence, 1.0) for token in tokens]),
+        passes=sum(part.passes for part in parts),
+        audio_s=audio_s,
+        seconds=0.0,
+        truncated=any(part.truncated for part in parts),
+        draft=_join_texts([(part.draft, part.language) for part in spoken if part.draft]) or spoken[0].draft,
+        words=words if options.word_timestamps else None,
+        segments=tuple(segment for part in spoken for segment in part.segments),
+        language_probabilities={
+            code: _mean([(part.language_probabilities.get(code, 0.0), part.audio_s) for part in spoken])
+            for code in sorted(codes)
+        },
+    )
+
+
+def _join_texts(texts: Iterable[tuple[str, str]]) -> str:
+    """Join texts, each with its language, by spaces; Chinese has none."""
+    joined, before = "", ""
+    for text, language in texts:
+        if text:
+            joined += ("" if not joined or before == language == "zh" else " ") + text
+            before = language
+    return joined
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    total = sum(weight for _, weight in weighted)
+    return min(1.0, sum(value * weight for value, weight in weighted) / total) if total else 0.0

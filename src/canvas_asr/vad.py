@@ -141,7 +141,7 @@ def _network() -> SileroNetwork:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is
-            stored = torch.jit.load(path, map_location="cpu").state_dict()
+            stored = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         network.load_state_dict({name: stored[f"_model.{theirs}"] for name, theirs in _NAMES.items()})
     except (KeyError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: is damaged, or of another version ({error}); {hint}.") from error

@@ -193,21 +193,15 @@ def short_asr() -> Transcriber:
     return Transcriber(small_model(max_audio_s=1.0), small_processor())
 
 
-def test_a_clip_of_the_limit_is_taken_and_a_longer_one_is_not(short_asr: Transcriber) -> None:
+def test_a_clip_of_the_limit_is_read_at_once_and_a_longer_one_is_not(short_asr: Transcriber) -> None:
     assert short_asr.transcribe((tones(1.0, 0), RATE_HZ), steps=1).audio_s == 1.0
     exact = np.zeros(11_025, np.float32)
     assert short_asr.transcribe((exact, 11_025), steps=1).audio_s == pytest.approx(1.0, abs=1e-3)
+    assert len(short_asr.read((tones(1.0, 0), RATE_HZ))) == RATE_HZ
     with pytest.raises(
-        AudioError, match=r"the array: 1\.2 s of audio, and this model takes at most 1 s; split"
+        AudioError, match=r"the array: 1\.2 s of audio, and this model takes at most 1 s at once"
     ):
-        short_asr.transcribe((tones(1.2, 0), RATE_HZ))
-
-
-def test_a_long_file_is_named(short_asr: Transcriber, tmp_path: Path) -> None:
-    path = tmp_path / "long.wav"
-    sf.write(path, tones(2.0, 0), RATE_HZ)
-    with pytest.raises(AudioError, match=r"long\.wav: 2\.0 s of audio"):
-        short_asr.transcribe([path])
+        short_asr.read((tones(1.2, 0), RATE_HZ))
 
 
 def test_no_clip_is_longer_than_the_audio_encoder() -> None:

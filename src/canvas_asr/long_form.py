@@ -1,0 +1,212 @@
+"""Recordings of any length through one batch: pieces of all join as others leave, results come in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
+
+from .audio_files import SAMPLE_RATE_HZ
+from .canvas_view import Watchers
+from .options import AUTO, DecodingOptions
+from .recordings import Piece, Recording
+from .result import Decoded
+from .transcripts import read_transcript
+
+if TYPE_CHECKING:
+    from .decoding import CanvasDecoder
+
+LONGEST_CHUNK_S = 30.0
+# Tokens of fast speech in a second, in the pieces of `tiny`, whose vocabulary is small. A chunk is to fit its
+# canvas: one that does not is read twice.
+TOKENS_PER_S = 8.0
+
+OnProgress: TypeAlias = Callable[[float, float], None]  # seconds of audio done, seconds in all
+
+
+def max_chunk_samples(decoder: CanvasDecoder, options: DecodingOptions, max_audio_s: float) -> int:
+    """Length of the longest chunk: at most 30 s, what the model takes, and what a canvas holds."""
+    config = decoder.config
+    canvas = options.canvas or config.canvas_length
+    n_tokens = config.max_canvas_length if canvas == AUTO else int(canvas)
+    fits_s = LONGEST_CHUNK_S if options.draft_alone else n_tokens / TOKENS_PER_S
+    return int(min(LONGEST_CHUNK_S, max_audio_s, fits_s) * SAMPLE_RATE_HZ)
+
+
+class Progress:
+    """Seconds of audio that are done, for somebody who asked."""
+
+    def __init__(self, on_progress: OnProgress | None, total_s: float) -> None:
+        """Start at nothing.
+
+        Args:
+            on_progress: Called with the seconds done and those in all.
+            total_s: Those in all, as far as they are known.
+        """
+        self._on_progress = on_progress
+        self._total_s = total_s
+        self._done_s = 0.0
+        self._told_s = 0.0
+        self._counted: dict[Recording, tuple[float, float]] = {}  # length and seconds done
+
+    def open(self, recording: Recording, expected_s: float | None) -> None:
+        """Count a recording in; its length is not yet in the total if it was not expected."""
+        self._counted[recording] = (expected_s or 0.0, 0.0)
+        self.update(recording)
+
+    def update(self, recording: Recording) -> None:
+        """See how far a recording is."""
+        length_s, done_s = self._counted[recording]
+        self._total_s += recording.audio_s - length_s
+        self._done_s += recording.done_s - done_s
+        self._counted[recording] = (recording.audio_s, recording.done_s)
+        told_s = min(self._done_s, self._total_s)
+        if self._on_progress is not None and told_s > self._told_s:
+            self._told_s = told_s
+            self._on_progress(told_s, self._total_s)
+
+    def close(self, recording: Recording) -> None:
+        """Count a recording as done, if only because it cannot be read."""
+        recording.done_s = recording.audio_s
+        self.update(recording)
+        del self._counted[recording]
+
+    def finish(self) -> None:
+        """Say that all is done."""
+        if self._on_progress is not None:
+            self._on_progress(max(self._told_s, self._total_s), max(self._told_s, self._total_s))
+
+
+class LongForm:
+    """Transcribes recordings with one model."""
+
+    def __init__(
+        self,
+        decoder: CanvasDecoder,
+        options: DecodingOptions,
+        batch_size: int,
+        *,
+        watchers: Watchers,
+        has_draft: bool,
+    ) -> None:
+        """Start without recordings.
+
+        Args:
+            decoder: Of the model.
+            options: Of decoding, checked.
+            batch_size: Pieces that are transcribed together; as many wait, and are in memory too.
+            watchers: Are told of every pass.
+            has_draft: Whether the model has a CTC draft.
+        """
+        self._decoder = decoder
+        self._batch = decoder.open(options)
+        self._batch_size = batch_size
+        self._watchers = watchers
+        self._has_draft = has_draft
+        self._waiting: deque[Piece] = deque()
+        self._order: deque[Recording] = deque()  # those begun and not yet given back
+        self._all_read = False
+
+    def run(
+        self,
+        recordings: Iterable[tuple[Recording, float | None]],
+        progress: Progress,
+        *,
+        first_alone: bool = False,
+    ) -> Iterator[Recording]:
+        """Transcribe recordings.
+
+        Args:
+            recordings: As they are read, each with the seconds that ``progress`` has counted for it already.
+            progress: Of all of them.
+            first_alone: Whether the first piece does not wait for others to share its batch.
+
+        Yields:
+            The recording that is next in order, whenever there is more of it, and at last when it is done.
+        """
+        pieces = self._read(recordings, progress)
+        while self._waiting or len(self._batch) or not self._all_read:
+            n_free = self._batch_size - len(self._batch)
+            # Few at a time are slow to encode: a quarter of the batch waits for each other.
+            has_room = not len(self._batch) or 4 * n_free >= self._batch_size
+            may_read = not self._waiting and not self._all_read
+            if has_room and may_read and not (first_alone and len(self._batch)):
+                self._pull(pieces, 1 if first_alone else self._batch_size)
+            if has_room and self._waiting:
+                self._work([self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))])
+            elif len(self._batch):
+                self._work([])
+            for recording in self._in_order(progress):
+                first_alone = False
+                yield recording
+        progress.finish()
+
+    def _read(
+        self, recordings: Iterable[tuple[Recording, float | None]], progress: Progress
+    ) -> Iterator[Piece | None]:
+        """Give the pieces of all recordings; None for a recording without any."""
+        for recording, expected_s in recordings:
+            self._order.append(recording)
+            progress.open(recording, expected_s)
+            is_empty = True
+            for piece in recording.read(partial(progress.update, recording)):
+                is_empty = False
+                yield piece
+            if is_empty:
+                yield None
+        self._all_read = True
+
+    def _pull(self, pieces: Iterator[Piece | None], n_pieces: int) -> None:
+        """Read some pieces; those of similar length will be together."""
+        pulled = [piece for piece in islice(pieces, n_pieces) if piece is not None]
+        self._waiting += sorted(pulled, key=lambda piece: len(piece.chunk.samples))
+
+    def _work(self, new: list[Piece]) -> None:
+        """Encode new pieces, or run one pass on those in the batch."""
+        started = time.perf_counter()
+        if new:
+            worked = new
+            device = self._decoder.model.projector.out.weight.device
+            mel, n_mel = self._decoder.processor.features([piece.chunk.samples for piece in new])
+            self._batch.add(mel.to(device), n_mel.to(device), new)
+        else:
+            worked = self._batch.keys
+            self._batch.run_pass()
+        done = self._batch.take()
+        seconds = (time.perf_counter() - started) / len(worked)
+        if not new:
+            self._watchers.tell(self._batch, lambda piece: piece.recording.place)  # their time is theirs
+        for piece in worked:
+            piece.seconds += seconds
+        for piece, decoded in done:
+            self._settle(piece, decoded)
+
+    def _settle(self, piece: Piece, decoded: Decoded) -> None:
+        """Keep what was read from a piece; read it again in two if it filled the canvas."""
+        halves = piece.recording.split(piece) if decoded.truncated else []
+        self._waiting.extendleft(reversed(halves))
+        if not halves:
+            decoder = self._decoder
+            piece.transcript = read_transcript(
+                decoded, piece.chunk.audio_s, decoder.processor, decoder.vocabulary, has_draft=self._has_draft
+            )
+
+    def _in_order(self, progress: Progress) -> Iterator[Recording]:
+        """Give the recordings that are next and have more than before."""
+        while self._order:
+            recording = self._order[0]
+            is_more = recording.settle()
+            is_done = recording.is_done
+            if not is_more and not is_done:
+                return
+            if is_done:
+                self._order.popleft()
+                progress.close(recording)
+            else:
+                progress.update(recording)
+            yield recording
+            if not is_done:
+                return
