@@ -24,10 +24,15 @@ PREFERRED = (
     "Arial Unicode MS",
 )
 FIRST = "DejaVu Sans"  # comes with matplotlib
+PLACEHOLDERS = "LastResort"  # the name of fonts that have a box for every letter
 
 
-def choose_fonts(text: str) -> tuple[list[str], set[str]]:
+def choose_fonts(text: str, *, search: bool = True) -> tuple[list[str], set[str]]:
     """Find installed fonts that together have the letters of a text.
+
+    Args:
+        text: The text.
+        search: Whether to look into every font of the system if the likely ones do not do; takes seconds.
 
     Returns:
         Their families, the one for most text first, and the letters that none of them has.
@@ -35,8 +40,10 @@ def choose_fonts(text: str) -> tuple[list[str], set[str]]:
     missing = {c for c in text if c.isprintable() and not c.isspace()}
     families = []
     for family, path in _installed():
+        if not search and family not in (FIRST, *PREFERRED):
+            break
         letters = _letters(path)
-        if family == FIRST or missing & letters:
+        if family == FIRST or (missing & letters and not family.startswith(PLACEHOLDERS)):
             families.append(family)
             missing -= letters
         if not missing:

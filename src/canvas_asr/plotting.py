@@ -132,7 +132,7 @@ def draw(watched: Watched, path: str | os.PathLike[str]) -> set[str]:
     text = "".join(token.text for view in watched.views for token in view.tokens)
     families, missing = choose_fonts(watched.name + watched.transcript.text + text)
     if rows and rows[0].is_noise:
-        more, unknown = choose_fonts("".join(cell.text for cell in rows[0].cells))
+        more, unknown = choose_fonts("".join(cell.text for cell in rows[0].cells), search=False)
         families += [family for family in more if family not in families]
         rows[0] = rows[0].without(unknown)  # noise means nothing: no warning, and blocks for boxes
     style: Mapping[Any, Any] = {
