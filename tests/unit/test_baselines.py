@@ -91,6 +91,52 @@ def test_unknown_options_are_refused() -> None:
         settings_of(["pipeline:w"], [parse_setting("beams=5")])
 
 
+def test_a_setting_that_no_model_can_be_asked_in_is_refused_and_not_left_out() -> None:
+    mixed = parse_setting("steps=2,beam_size=5")  # of two models, an option each
+    with pytest.raises(
+        OptionError, match="setting 'steps=2,beam_size=5': none of tiny, faster-whisper:s"
+    ):
+        settings_of(["tiny", "faster-whisper:s"], [mixed, PLAIN])
+    with pytest.raises(OptionError, match="setting 'audio=shuffled': none of file:x"):
+        settings_of(["file:x"], [parse_setting("audio=shuffled")])
+    given = parse_setting("language=given")
+    with pytest.raises(OptionError, match="setting 'language=given': none of stock-generate:tiny"):
+        settings_of(["stock-generate:tiny"], [given])
+    assert settings_of(["tiny", "stock-generate:tiny"], [given])["stock-generate:tiny"] == [PLAIN]
+
+
+def test_a_wrong_option_beside_a_draft_is_named_and_not_the_draft() -> None:
+    with pytest.raises(OptionError, match="setting 'init=draft,stepz=1': unknown option 'stepz'; tiny has"):
+        settings_of(["tiny"], [parse_setting("init=draft,stepz=1")])
+    with pytest.raises(OptionError, match="starts from a draft, and pocketsphinx has no draft head"):
+        settings_of(["pocketsphinx"], [parse_setting("init=draft-slots,steps=1")])
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "message"),
+    [
+        ("stock-generate:tiny", "steps=8,canvas=auto", "canvas is 'auto'; give a whole number of at least 1"),
+        ("autoregressive:tiny", "max_tokens=0", "max_tokens is 0; give a whole number"),
+        ("pipeline:w", "num_beams=many", "num_beams is 'many'; give a whole number"),
+        ("faster-whisper:s", "temperature=hot", "temperature is 'hot'; give 0 to 1"),
+        ("faster-whisper:s", "vad_filter=1", "vad_filter is 1; give true or false"),
+    ],
+)
+def test_options_of_baselines_are_checked_before_anything_is_decoded(
+    model: str, setting: str, message: str
+) -> None:
+    with pytest.raises(OptionError, match=f"setting '{setting}': {message}"):
+        settings_of([model], [parse_setting(setting)])
+
+
+def test_an_option_that_only_a_loaded_model_refuses_names_the_setting(
+    model: CanvasASRModel, processor: CanvasASRProcessor
+) -> None:
+    system = open_system("mine", None, lambda *_: Transcriber(model, processor))
+    with pytest.raises(OptionError, match="mine, setting 'canvas=9999': canvas is 9999 tokens; this model"):
+        read(system, tones(0.5, 1), setting="canvas=9999")
+
+
 def test_a_kind_without_a_name() -> None:
     with pytest.raises(CheckpointError, match="pipeline:: says no name; give pipeline:NAME"):
         open_system("pipeline:", "cpu")

@@ -76,7 +76,7 @@ class Setting:
     @property
     def wants_draft(self) -> bool:
         """Whether it starts from a draft."""
-        return dict(self.options).get("init") == "draft"
+        return dict(self.options).get("init") in ("draft", "draft-slots")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

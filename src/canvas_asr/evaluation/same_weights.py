@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from ..errors import OptionError
 from ..result import Decoded
 from ..stock import generate_stock
 from ..transcriber import Transcriber
-from .modes import Value
-from .systems import Reading, Request
+from .systems import Reading, Request, whole_number
 
 
 class SameWeights(ABC):
@@ -97,15 +95,7 @@ class StockGenerate(SameWeights):
         return results
 
 
-def _whole_numbers(request: Request) -> Mapping[str, int]:
+def _whole_numbers(request: Request) -> dict[str, int]:
     """Options of a setting, which must be whole numbers of at least 1."""
-    options: dict[str, Any] = {}
-    for name, value in request.setting.options:
-        options[name] = _whole_number(request.setting.name, name, value)
-    return options
-
-
-def _whole_number(setting: str, name: str, value: Value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"setting {setting!r}: {name} is {value!r}; give a whole number of at least 1")
-    return value
+    setting = request.setting
+    return {name: whole_number(setting.name, name, value) for name, value in setting.options}

@@ -17,11 +17,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..errors import CheckpointError, OptionError
 from ..options import DecodingOptions
-from .modes import DEFAULT_SETTINGS, PLAIN, Recogniser, Samples, Setting, TranscriptLike
+from .modes import DEFAULT_SETTINGS, PLAIN, Recogniser, Samples, Setting, TranscriptLike, Value
 
 LoadModel = Callable[[str, "str | None"], Recogniser]
 
@@ -95,6 +95,8 @@ class Kind:
         has_draft: Whether there is a CTC draft to start from.
         hears: Whether it hears the audio: hypotheses of a file have no speed, and no other audio can be
             given.
+        takes_language: Whether it can be told the language.
+        counts_passes: Whether it says how many passes a clip took, or tokens that were written one by one.
         languages: Which it knows; None: any.
         defaults: Settings where none is asked for.
         check: Raises OptionError for a setting whose values no system of the kind can follow.
@@ -103,6 +105,8 @@ class Kind:
     options: tuple[str, ...] = ()
     has_draft: bool = False
     hears: bool = True
+    takes_language: bool = True
+    counts_passes: bool = False
     languages: tuple[str, ...] | None = None
     defaults: tuple[Setting, ...] = (PLAIN,)
     check: Callable[[Setting], None] = lambda setting: None
@@ -112,7 +116,7 @@ class Kind:
 def _canvas_kind() -> Kind:
     names = (field.name for field in dataclasses.fields(DecodingOptions))
     options = tuple(name for name in names if name not in ("language", "seed"))
-    return Kind(options, True, defaults=DEFAULT_SETTINGS, check=_check_decoding)
+    return Kind(options, True, counts_passes=True, defaults=DEFAULT_SETTINGS, check=_check_decoding)
 
 
 def _check_decoding(setting: Setting) -> None:
@@ -124,11 +128,42 @@ def _check_decoding(setting: Setting) -> None:
         raise OptionError(f"setting {setting.name!r}: {error}") from error
 
 
+def whole_number(setting: str, name: str, value: Value) -> int:
+    """The value of an option that counts something.
+
+    Args:
+        setting: Name of the setting.
+        name: Of the option.
+        value: As it was given.
+
+    Raises:
+        OptionError: If it is no whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"setting {setting!r}: {name} is {value!r}; give a whole number of at least 1")
+    return value
+
+
+def _check_baseline(setting: Setting) -> None:
+    """Raise OptionError for a value that no baseline can be asked with: before anything is decoded."""
+    for name, value in setting.options:
+        if name == "temperature":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise OptionError(f"setting {setting.name!r}: {name} is {value!r}; give 0 to 1")
+        elif name == "vad_filter":
+            if not isinstance(value, bool):
+                raise OptionError(f"setting {setting.name!r}: {name} is {value!r}; give true or false")
+        else:
+            whole_number(setting.name, name, value)
+
+
 BASELINES = {
-    "autoregressive": Kind(("max_tokens",)),
-    "stock-generate": Kind(("steps", "canvas")),
-    "pipeline": Kind(("num_beams", "max_new_tokens")),
-    "faster-whisper": Kind(("beam_size", "temperature", "vad_filter")),
+    "autoregressive": Kind(("max_tokens",), counts_passes=True, check=_check_baseline),
+    "stock-generate": Kind(
+        ("steps", "canvas"), takes_language=False, counts_passes=True, check=_check_baseline
+    ),
+    "pipeline": Kind(("num_beams", "max_new_tokens"), check=_check_baseline),
+    "faster-whisper": Kind(("beam_size", "temperature", "vad_filter"), check=_check_baseline),
     "pocketsphinx": Kind(languages=("en",)),
     "file": Kind(hears=False),
 }
@@ -150,14 +185,13 @@ def settings_of(models: Sequence[str], settings: Sequence[Setting]) -> dict[str,
     """Which settings each model is asked in: those whose options it has, or its own where there are none.
 
     Raises:
-        OptionError: If no model has an option of a setting, a value is impossible, or a setting starts from a
+        OptionError: If no model can be asked in a setting, a value is impossible, or a setting starts from a
             draft and no model has a draft head.
     """
     kinds = {model: kind_of(model) for model in models}
     for setting in settings:
-        for name in dict(setting.options):
-            if not any(name in kind.options for kind in kinds.values()):
-                _refuse(setting, name, kinds)
+        if not any(_fits(setting, kind) for kind in kinds.values()):
+            _refuse(setting, kinds)
     chosen = {}
     for model, kind in kinds.items():
         fitting = [setting for setting in settings if _fits(setting, kind)]
@@ -168,18 +202,29 @@ def settings_of(models: Sequence[str], settings: Sequence[Setting]) -> dict[str,
 
 
 def _fits(setting: Setting, kind: Kind) -> bool:
-    return set(dict(setting.options)) <= set(kind.options) and not (setting.shuffled and not kind.hears)
+    return (
+        set(dict(setting.options)) <= set(kind.options)
+        and (kind.hears or not setting.shuffled)
+        and (kind.takes_language or not setting.language_given)
+    )
 
 
-def _refuse(setting: Setting, name: str, kinds: dict[str, Kind]) -> None:
-    if setting.wants_draft:
+def _refuse(setting: Setting, kinds: dict[str, Kind]) -> NoReturn:
+    """Raise OptionError: say why no model can be asked in a setting."""
+    what, models = f"setting {setting.name!r}", ", ".join(kinds)
+    known = dict.fromkeys(option for kind in kinds.values() for option in kind.options)
+    if setting.wants_draft and not any(kind.has_draft for kind in kinds.values()):
         raise OptionError(
-            f"setting {setting.name!r} starts from a draft, and {', '.join(kinds)} has no draft head; "
-            "leave the setting out, or give a model of this package"
+            f"{what} starts from a draft, and {models} has no draft head; leave the setting out, or give a "
+            "model of this package"
         )
-    known = ", ".join(dict.fromkeys(option for kind in kinds.values() for option in kind.options))
+    if unknown := [name for name in dict(setting.options) if name not in known]:
+        raise OptionError(
+            f"{what}: unknown option {unknown[0]!r}; {models} has {', '.join(known) or 'no options'}"
+        )
     raise OptionError(
-        f"setting {setting.name!r}: unknown option {name!r}; {', '.join(kinds)} has {known or 'no options'}"
+        f"{what}: none of {models} can be asked so; each has other options, hears no audio, or is not told "
+        "the language"
     )
 
 
@@ -238,13 +283,17 @@ class _Canvas:
         setting = request.setting
         if setting.wants_draft and not getattr(self.recogniser, "has_draft", True):
             raise OptionError(
-                f"setting {setting.name!r} starts from a draft, and {self.name} has no draft head"
+                f"setting {setting.name!r} starts from a draft, and {self.name} has no draft head; name "
+                "others with --setting, such as noise-8"
             )
         options: dict[str, Any] = dict(setting.options)
-        return self.recogniser.transcribe_arrays(
-            [utterance.samples for utterance in request.utterances],
-            **options,
-            language=request.language if setting.language_given else None,
-            batch_size=request.batch_size,
-            seed=request.seed,
-        )
+        try:
+            return self.recogniser.transcribe_arrays(
+                [utterance.samples for utterance in request.utterances],
+                **options,
+                language=request.language if setting.language_given else None,
+                batch_size=request.batch_size,
+                seed=request.seed,
+            )
+        except OptionError as error:  # one that only a loaded model can find
+            raise OptionError(f"{self.name}, setting {setting.name!r}: {error}") from error
