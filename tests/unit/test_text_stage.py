@@ -342,7 +342,12 @@ def test_a_backbone_learns_on_with_its_embeddings_as_they_are(
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
     name = "model.decoder.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(before.state_dict()[name], after.state_dict()[name])
-    assert not any("embed_tokens" in name for name in load_file(tmp_path / "trained.safetensors"))
+    state = load_file(tmp_path / "trained.safetensors")
+    assert not any("embed_tokens" in name for name in state)
+    weights = str(trained / "trained.safetensors")  # with embeddings, which are read and then kept
+    run(recipe_of(tmp_path / "again", sentences, init=weights, train_embeddings=False))
+    again = load_file(tmp_path / "again" / "trained.safetensors")
+    assert all(torch.equal(again[name], state[name]) for name in state)
     wide = {**BACKBONE, "text_config": {**BACKBONE["text_config"], "hidden_size": 48}}
     with pytest.raises(CheckpointError, match=r"backbone: not of the geometry of options\.backbone"):
         run(recipe_of(tmp_path / "wide", sentences, backbone=wide, init=str(trained / "backbone")))

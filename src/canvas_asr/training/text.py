@@ -124,8 +124,6 @@ class TextModel(Stage):
         p_long_canvas: float = 0.0,
         blank: int | None = None,
         tags: Sequence[int] = (),
-        *,
-        train_embeddings: bool = True,
     ) -> None:
         """Keep all; the vision tower stays as it is.
 
@@ -136,7 +134,6 @@ class TextModel(Stage):
             p_long_canvas: See :class:`Stage`.
             blank: See :func:`text_places`.
             tags: Language tags; a draft gets a random one.
-            train_embeddings: See :class:`TextOptions`.
         """
         super().__init__()
         self.backbone = backbone
@@ -145,7 +142,6 @@ class TextModel(Stage):
         self.blank, self.tags = blank, tags
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_("vision" not in name)
-        backbone.get_input_embeddings().requires_grad_(train_embeddings)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """Count targets and canvas positions."""
@@ -352,10 +348,11 @@ def run(recipe: Recipe) -> None:
         options.p_long_canvas,
         pieces.blank if spikes else None,
         [pieces.tag(code) for code in LANGUAGES],
-        train_embeddings=options.train_embeddings,
     )
     if options.init.endswith(WEIGHTS_SUFFIX):
         load_trainable_state(model, Path(options.init))
+    if not options.train_embeddings:  # after what an earlier run made of them was read
+        model.backbone.get_input_embeddings().requires_grad_(False)
     tasks = TextTasks(tokenizer, kept, espeak_phonemes, options.tasks, recipe.training.seed)
     train = balanced(kept, languages)
     dev = {code: texts[: options.n_dev] for code, texts in held_out.items()}
