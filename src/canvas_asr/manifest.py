@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,32 +74,68 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Clip]:
         DataError: If the file is missing or not UTF-8, or a line is not a JSON object, lacks a key or has a
             value of the wrong kind; the message names file, line and key.
     """
-    path = Path(path)
+    folder = Path(path).parent.resolve()
+    return [_parse(entry, folder, place) for place, entry in _entries(Path(path))]
+
+
+def read_audio_paths(path: str | os.PathLike[str]) -> list[Path]:
+    """Read the audio files of a list that may state nothing else of them.
+
+    Args:
+        path: A manifest, of which keys other than ``audio`` or ``audio_filepath`` are not read.
+
+    Returns:
+        Their paths, absolute, in order.
+
+    Raises:
+        DataError: If the file is missing or not UTF-8, or a line is not a JSON object or names no file; or if
+            it means a part of a file (``offset``, in NeMo's lists).
+    """
+    folder = Path(path).parent.resolve()
+    found = []
+    for place, entry in _entries(Path(path)):
+        if entry.get("offset"):
+            raise DataError(
+                f"{place}: key 'offset' means a part of a file; cut it out into a file of its own"
+            )
+        found.append(folder / _audio(entry, place))
+    return found
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the objects of a JSON-lines file, each with its place for messages."""
     try:
         content = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot read the manifest: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the manifest as UTF-8") from error
-    folder = path.parent.resolve()
     # Not splitlines(): it also splits at characters that JSON allows inside a string.
-    lines = enumerate(content.split("\n"), start=1)
-    return [_parse(line, folder, f"{path}:{number}") for number, line in lines if line.strip()]
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{place}: expected a JSON object, found {type(entry).__name__}")
+        yield place, entry
 
 
-def _parse(line: str, folder: Path, place: str) -> Clip:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(entry, dict):
-        raise DataError(f"{place}: expected a JSON object, found {type(entry).__name__}")
+def _audio(entry: dict[str, Any], place: str) -> str:
     audio_key = "audio" if "audio" in entry else "audio_filepath"
     if audio_key not in entry:
         raise DataError(f"{place}: key 'audio' (or 'audio_filepath') is missing")
     audio = _text(entry, audio_key, place)
     if not audio:
         raise DataError(f"{place}: key {audio_key!r} is empty")
+    return audio
+
+
+def _parse(entry: dict[str, Any], folder: Path, place: str) -> Clip:
+    audio = _audio(entry, place)
     language = _text(entry, "language", place)
     if language not in LANGUAGES:
         known = ", ".join(LANGUAGES)

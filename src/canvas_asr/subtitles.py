@@ -126,7 +126,7 @@ def make_cues(transcript: Transcript, layout: Layout | None = None) -> list[Cue]
     """
     layout = layout or Layout()
     segments = [segment for segment in segments_of(transcript) if segment.text.strip()]
-    if layout.max_line_count is not None and not all(segment.words for segment in segments):
+    if layout.max_line_count is not None and any(segment.words is None for segment in segments):
         raise OptionError("max_line_count divides segments at words; ask for word_timestamps too.")
     pieces = _pieces(transcript.text, segments)
     groups = _sentences(pieces) if layout.max_line_count is None else _filled(pieces, layout)

@@ -68,11 +68,6 @@ def missing(path: Path) -> Path:
     return path.with_name("missing.wav")
 
 
-def directory(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
 def empty(path: Path) -> Path:
     path.write_bytes(b"")
     return path
@@ -112,7 +107,6 @@ def infinite(path: Path) -> Path:
 
 BAD_FILES = {
     missing: "no such file",
-    directory: "is a directory",
     empty: "the file is empty (0 bytes)",
     text: "cannot be read as audio",
     cut_mp3: "cut off",

@@ -20,7 +20,7 @@ from small_models import TINY, small_model, small_processor
 import canvas_asr
 from canvas_asr import CheckpointError, cli, inference, transcriber
 from canvas_asr.checkpoint import save_checkpoint
-from canvas_asr.cli.transcribe import text_line
+from canvas_asr.cli.sinks import text_line
 
 ROOT = Path(__file__).parents[2]
 RATE_HZ = 16_000

@@ -1,35 +1,56 @@
-"""``canvas-asr transcribe``: audio files to text."""
+"""``canvas-asr transcribe``: files, folders and lists of audio to text, subtitles and JSON."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from canvas_asr.errors import AudioError
-from canvas_asr.result import Transcript
+from canvas_asr.errors import OptionError
 
 from .decoding_options import add_decoding_options, decoding_arguments
+from .inputs import AudioInput, Inputs, find_inputs, take_shard
+from .jobs import File, Result, Work, share_files
 from .messages import complain, ctrl_c
 from .model_options import add_model_options, add_place_options, load_arguments
+from .output_options import OutputPlan, add_output_options, at_least_one, output_plan, shard
+from .progress import Progress
 from .show_canvas import add_show_options, shown_transcripts
+from .sinks import FolderSink, PrintedSink, Sink
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the subparsers of the program."""
     parser = commands.add_parser("transcribe", help="audio files to text", allow_abbrev=False)
     parser.set_defaults(run=run)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="audio, or video with sound, of any format")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="audio, or video with sound; a folder of such; a list of such (.jsonl, with the key audio)",
+    )
     parser.add_argument(
         "--model",
         default="tiny",
         help="tiny (embedded, the default), a checkpoint folder, a name of the hub, or an adapter file",
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="files transcribed together (default 8)")
+    parser.add_argument("--batch-size", type=int, default=8, help="clips transcribed together (default 8)")
+    parser.add_argument(
+        "--jobs",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="processes that share the files, each with the model in its own memory (default 1)",
+    )
+    parser.add_argument(
+        "--shard", type=shard, metavar="I/N", help="every N-th file only, from the I-th: one run a machine"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
     add_show_options(parser)
+    add_output_options(parser)
     add_decoding_options(parser)
     place = parser.add_argument_group("where it runs")
     add_place_options(place)
@@ -40,53 +61,102 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Transcribe files and print each result as it comes; 1 if any could not be read."""
-    from canvas_asr.transcriber import load
-
+    """Transcribe, and print or write each result as it comes; 1 if any file failed."""
+    if options.show_canvas and options.jobs > 1:
+        raise OptionError("--show-canvas shows one process at work; leave --jobs out.")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
         sys.stdout.reconfigure(errors="backslashreplace")
-    transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
-    n_failed = 0
-    decoding = decoding_arguments(options)
+    inputs = find_inputs(options.files)
+    plan = output_plan(options, len(inputs.files))
+    if plan.folder is not None:
+        inputs = inputs.distinct()
+    if inputs.n_others:
+        complain(f"{inputs.n_others} of the files in folders passed over: by their names they are no audio")
+    places = take_shard(inputs.files, options.shard)
+    work = _work(options, plan)
+    progress = Progress([inputs.files[place].path for place in places], shown=not options.show_canvas)
+    try:
+        sink = _sink(options, plan, inputs, places, progress)
+        code = _transcribe(options, work, sink, places, progress)
+    finally:
+        progress.close()
+    return code
+
+
+def _transcribe(
+    options: argparse.Namespace, work: Work, sink: Sink, places: list[int], progress: Progress
+) -> int:
+    """Hand every result to the sink, which reports whatever happens."""
+    is_whole = False
+    try:
+        results = _results(options, work, sink, progress)
+        for place, result in _in_order(results, places) if sink.keeps_order else results:
+            ctrl_c.check()
+            sink.take(place, result)
+        is_whole = True
+    finally:
+        progress.close()
+        code = sink.close(is_whole=is_whole)
+    return code
+
+
+def _work(options: argparse.Namespace, plan: OutputPlan) -> Work:
+    decoding = decoding_arguments(options) | {"batch_size": options.batch_size}
+    decoding["word_timestamps"] |= plan.needs_words
+    load = {"model": options.model, "cuda_graphs": options.cuda_graphs, **load_arguments(options)}
+    return Work(load, decoding, plan.likes_words)
+
+
+def _sink(
+    options: argparse.Namespace, plan: OutputPlan, inputs: Inputs, places: list[int], progress: Progress
+) -> Sink:
+    if plan.folder is not None:
+        return FolderSink(inputs.files, places, plan.folder, progress)
+    form = plan.printed or ("json" if options.json else "lines")
+    return PrintedSink(_numbered(inputs.files, places), progress, form=form, layout=plan.layout)
+
+
+def _numbered(files: tuple[AudioInput, ...], places: list[int]) -> list[File]:
+    return [(place, files[place].path) for place in places]
+
+
+def _results(
+    options: argparse.Namespace, work: Work, sink: Sink, progress: Progress
+) -> Iterator[tuple[int, Result]]:
+    """Transcribe what the sink wants, here or in other processes."""
+
+    def files() -> Iterator[File]:
+        progress.start()  # the model is loaded
+        yield from sink.files()
+
+    if options.jobs > 1:
+        yield from share_files(work, files(), options.jobs, progress.advance)
+        return
+    transcriber = work.open()
+    asked: deque[int] = deque()
+
+    def paths() -> Iterator[str]:
+        for place, path in files():
+            asked.append(place)
+            yield path
+
+    results: Iterable[Result]
     if options.show_canvas:
-        results = shown_transcripts(transcriber, options.files, options, **decoding)
+        decoding = {name: value for name, value in work.decoding.items() if name != "batch_size"}
+        results = shown_transcripts(transcriber, paths(), options, **decoding)
     else:
-        results = transcriber.transcribe_files(options.files, batch_size=options.batch_size, **decoding)
+        results = work.transcribe(transcriber, paths(), lambda done, _all: progress.advance(done))
     for result in results:
-        ctrl_c.check()
-        if isinstance(result, AudioError):
-            n_failed += 1
-            complain(f"error: {result}")
-            continue
-        lines = [_json_line(result)] if options.json else [text_line(result), *word_lines(result)]
-        print("\n".join(lines), flush=True)
-        if result.truncated:
-            complain(
-                f"warning: {result.file}: the text fills the canvas and its end may be missing; "
-                "give a longer --canvas, or shorter clips"
-            )
-    return 1 if n_failed else 0
+        yield asked.popleft(), result
 
 
-def _json_line(transcript: Transcript) -> str:
-    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(transcript.to_dict(), ensure_ascii=not is_utf8)
-
-
-def _shown(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def text_line(transcript: Transcript) -> str:
-    """One line, without what a terminal would obey rather than show."""
-    text = _shown(transcript.text) or "(no speech)"
-    language = f"[{transcript.language}]  " if transcript.language else ""
-    return f"{transcript.file}  {language}{text}  ({transcript.rtfx:.1f}× real time)"
-
-
-def word_lines(transcript: Transcript) -> list[str]:
-    """One line a word, where words were asked for: start and end in seconds, confidence, text."""
-    return [
-        f"{word.start:10.2f} {word.end:7.2f}  {100 * word.confidence:3.0f} %  {_shown(word.text)}"
-        for word in transcript.words or ()
-    ]
+def _in_order(results: Iterable[tuple[int, Result]], places: list[int]) -> Iterator[tuple[int, Result]]:
+    """Hold results back until those before them have come."""
+    waiting: dict[int, Result] = {}
+    due = iter(places)
+    following = next(due, None)
+    for place, result in results:
+        waiting[place] = result
+        while following in waiting:
+            yield following, waiting.pop(following)
+            following = next(due, None)
