@@ -286,7 +286,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured with."""
     import torch
 
-    from canvas_asr.evaluation.report import describe_machine, installed_versions
+    from canvas_asr.evaluation.machine import describe_machine, installed_versions
 
     return {
         **describe_machine(),

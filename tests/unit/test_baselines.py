@@ -93,9 +93,7 @@ def test_unknown_options_are_refused() -> None:
 
 def test_a_setting_that_no_model_can_be_asked_in_is_refused_and_not_left_out() -> None:
     mixed = parse_setting("steps=2,beam_size=5")  # of two models, an option each
-    with pytest.raises(
-        OptionError, match="setting 'steps=2,beam_size=5': none of tiny, faster-whisper:s"
-    ):
+    with pytest.raises(OptionError, match="setting 'steps=2,beam_size=5': none of tiny, faster-whisper:s"):
         settings_of(["tiny", "faster-whisper:s"], [mixed, PLAIN])
     with pytest.raises(OptionError, match="setting 'audio=shuffled': none of file:x"):
         settings_of(["file:x"], [parse_setting("audio=shuffled")])
@@ -254,6 +252,36 @@ def test_a_model_of_many_languages_is_told_the_language(wav2vec2: Path) -> None:
     ]
 
 
+def test_clips_that_whisper_does_not_take_at_once_are_read_alone_with_time_stamps(wav2vec2: Path) -> None:
+    """Without them `transformers` refuses what is over 30 s, and with it the whole batch."""
+    system: Any = open_system(f"pipeline:{wav2vec2}", "cpu")
+    assert system.n_at_once is None  # no Whisper: no limit
+    asked = []
+
+    def run(clips: list[Any], **options: Any) -> list[Any]:
+        lengths = [len(clip["raw"]) for clip in clips]
+        asked.append((lengths, options.get("return_timestamps")))
+        return [{"text": f"{n} samples"} for n in lengths]
+
+    system.run, system.n_at_once = run, 4
+    clips = [np.zeros(n, np.float32) for n in (4, 9, 2, 5)]
+    found = read(system, *clips, setting="default")
+    assert [reading.text for reading in found] == ["4 samples", "9 samples", "2 samples", "5 samples"]
+    assert asked == [([2, 4], None), ([9], True), ([5], True)]
+    assert all(reading.seconds > 0 for reading in found)
+
+
+def test_what_a_pipeline_cannot_decode_is_one_error(wav2vec2: Path) -> None:
+    system: Any = open_system(f"pipeline:{wav2vec2}", "cpu")
+
+    def run(clips: list[Any], **options: Any) -> list[Any]:
+        raise ValueError("Unsupported language:\n yue")
+
+    system.run = run
+    with pytest.raises(DataError, match=r"setting 'default': .* a clip of set \(Unsupported language: yue\)"):
+        read(system, np.zeros(9, np.float32), setting="default")
+
+
 def test_a_pipeline_that_is_none_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"pipeline:.* cannot be loaded .*; give a speech recognition"):
         open_system(f"pipeline:{tmp_path}", "cpu")
@@ -297,6 +325,7 @@ def test_pocketsphinx_reads_english_alike_whatever_came_before() -> None:
     first, _, again = read(system, speech, tones(0.2, 0), speech)
     assert first.text
     assert first.text == again.text
+    assert 0 < first.seconds  # its own: clips are read one by one
     assert read(system, np.zeros(0, np.float32))[0].text == ""
 
 

@@ -58,6 +58,17 @@ def test_command_writes_figures_hypotheses_and_tables(folder, tmp_path, capsys):
     assert entry["time"] > 0
 
 
+def test_times_of_another_batch_size_are_told_apart(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(folder, out, "--modes", "draft", "--batch-size", "2") == 0
+    assert "Times were not all taken alike" not in capsys.readouterr().out
+    assert command(folder, out, "--modes", "noise-8", "--batch-size", "3") == 0
+    report = capsys.readouterr().out
+    assert "Times were not all taken alike" in report
+    assert "batch 2; `tiny` on" in report
+    assert "batch 3." in report
+
+
 def test_command_takes_a_manifest_and_silence(folder, tmp_path, capsys):
     """The scripted model writes a text for every length, so each silent clip has an invented one."""
     arguments = ["tiny", "--set", str(folder / "made"), "--setting", "noise-8", "--robustness", "silence"]

@@ -63,6 +63,24 @@ def test_an_unfinished_last_line_is_dropped(tmp_path: Path, n_kept: int) -> None
     assert [one.place for one in Store(tmp_path)] == [*range(n_kept), 5]
 
 
+def test_half_a_character_at_the_end_is_dropped_too(tmp_path: Path) -> None:
+    Store(tmp_path).add([line(0), line(1)])
+    path = tmp_path / "hypotheses.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex("क".encode()) + 1])
+    assert list(Store(tmp_path)) == [line(0)]
+    assert path.read_bytes() == content[: content.index(b"\n") + 1]
+
+
+def test_lines_of_an_earlier_version_say_nothing_of_the_machine(tmp_path: Path) -> None:
+    Store(tmp_path).add([line(0, setup="a machine; batch 8")])
+    path = tmp_path / "hypotheses.jsonl"
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    assert entry.pop("setup") == next(iter(Store(tmp_path))).setup == "a machine; batch 8"
+    path.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+    assert next(iter(Store(tmp_path))).setup == ""
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": "m"}'])
 def test_a_damaged_line_is_named(tmp_path: Path, text: str) -> None:
     Store(tmp_path).add([line(0)])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,13 @@ from .modes import Samples
 from .systems import Reading, Request
 
 _HYPOTHESIS_KEYS = ("hypothesis", "pred_text", "text")
+
+
+def _timed(read: Callable[[], Reading]) -> Reading:
+    """Read one clip, and note its own time: systems that take clips one by one need not share it."""
+    started = time.perf_counter()
+    found = read()
+    return replace(found, seconds=time.perf_counter() - started)
 
 
 class Pipeline:
@@ -43,23 +54,57 @@ class Pipeline:
                 f"pipeline:{name}: cannot be loaded ({' '.join(str(error).split())}); give a speech "
                 "recognition model of transformers by its name on the hub, or a folder that holds one."
             ) from error
+        self.name = name
         config = getattr(self.run.model, "generation_config", None)
         self.names_languages = bool(getattr(config, "is_multilingual", False))
         self.generates = bool(self.run.model.can_generate())
+        is_whisper = self.run.type == "seq2seq_whisper"
+        self.n_at_once: int | None = self.run.feature_extractor.n_samples if is_whisper else None
+        """Samples that Whisper takes at once; longer clips it cuts by its time stamps."""
 
     def read(self, request: Request) -> list[Reading]:
-        """Decode in batches; the language is named to models of many."""
+        """Decode in batches of similar length; the language is named to models of many.
+
+        Raises:
+            DataError: If the pipeline cannot decode so.
+        """
         setting = request.setting
         arguments: dict[str, Any] = dict(setting.options)
         if arguments and not self.generates:
             raise DataError(f"setting {setting.name!r}: this pipeline decodes by CTC and has no such options")
         if setting.language_given and self.names_languages:
             arguments["language"] = request.language
-        given = {"generate_kwargs": arguments} if arguments else {}
+        clips = [utterance.samples for utterance in request.utterances]
+        short = sorted(
+            (i for i in range(len(clips)) if self._is_short(clips[i])), key=lambda i: len(clips[i])
+        )
+        long = [[i] for i in range(len(clips)) if not self._is_short(clips[i])]
+        readings = [Reading("")] * len(clips)
+        for places in filter(None, [short, *long]):
+            started = time.perf_counter()
+            texts = self._texts([clips[i] for i in places], request, arguments)
+            seconds = (time.perf_counter() - started) / len(places)
+            for place, text in zip(places, texts, strict=True):
+                readings[place] = Reading(" ".join(text.split()), seconds=seconds)
+        return readings
+
+    def _is_short(self, samples: Samples) -> bool:
+        return self.n_at_once is None or len(samples) <= self.n_at_once
+
+    def _texts(self, clips: Sequence[Samples], request: Request, arguments: dict[str, Any]) -> list[str]:
+        """Texts of clips that are all short, or of a single long one."""
+        given: dict[str, Any] = {"generate_kwargs": arguments} if arguments else {}
+        if not all(map(self._is_short, clips)):
+            given["return_timestamps"] = True
         # Copies: the pipeline takes the dict apart.
-        clips = [{"raw": item.samples, "sampling_rate": SAMPLE_RATE_HZ} for item in request.utterances]
-        found = self.run(clips, batch_size=request.batch_size, **given)
-        return [Reading(" ".join(one["text"].split())) for one in found]
+        items = [{"raw": samples, "sampling_rate": SAMPLE_RATE_HZ} for samples in clips]
+        try:
+            return [one["text"] for one in self.run(items, batch_size=request.batch_size, **given)]
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"pipeline:{self.name}, setting {request.setting.name!r}: cannot decode a clip of "
+                f"{request.testset} ({' '.join(str(error).split())})"
+            ) from error
 
 
 class FasterWhisper:
@@ -91,13 +136,14 @@ class FasterWhisper:
     def read(self, request: Request) -> list[Reading]:
         """Decode clip by clip."""
         options: dict[str, Any] = dict(request.setting.options)
-        readings = []
-        for utterance in request.utterances:
-            asked = request.language if request.setting.language_given else None
-            segments, information = self.model.transcribe(utterance.samples, language=asked, **options)
+        asked = request.language if request.setting.language_given else None
+
+        def read(samples: Samples) -> Reading:
+            segments, information = self.model.transcribe(samples, language=asked, **options)
             text = " ".join("".join(segment.text for segment in segments).split())
-            readings.append(Reading(text, str(information.language)))
-        return readings
+            return Reading(text, str(information.language))
+
+        return [_timed(partial(read, utterance.samples)) for utterance in request.utterances]
 
 
 class PocketSphinx:
@@ -121,11 +167,11 @@ class PocketSphinx:
 
     def read(self, request: Request) -> list[Reading]:
         """Decode clip by clip."""
-        return [Reading(self._text(utterance.samples)) for utterance in request.utterances]
+        return [_timed(partial(self._read, utterance.samples)) for utterance in request.utterances]
 
-    def _text(self, samples: Samples) -> str:
+    def _read(self, samples: Samples) -> Reading:
         if not len(samples):
-            return ""
+            return Reading("")
         # Its estimate of the channel adapts from clip to clip: each starts afresh, whatever came before.
         self.decoder.reinit_feat()
         self.decoder.start_utt()
@@ -133,7 +179,7 @@ class PocketSphinx:
         self.decoder.process_raw(pcm.tobytes(), no_search=False, full_utt=True)
         self.decoder.end_utt()
         found = self.decoder.hyp()
-        return "" if found is None else str(found.hypstr)
+        return Reading("" if found is None else str(found.hypstr))
 
 
 class HypothesisFile:

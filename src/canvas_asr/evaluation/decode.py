@@ -17,6 +17,7 @@ from ..audio import SAMPLE_RATE_HZ
 from ..errors import DataError
 from ..manifest import Clip
 from .conditions import Condition
+from .machine import describe_setup
 from .metrics import PRIMARY_METRICS
 from .modes import Samples, Setting, Speakers, TranscriptLike
 from .store import Line, Store
@@ -119,6 +120,7 @@ class Plan:
         load: Reads a clip's samples.
         batch_size: Clips a batch, passed on to the model.
         seed: Canvas noise, shuffling of audio, noise of conditions.
+        device: Of the model, for the record.
     """
 
     model: str
@@ -129,6 +131,7 @@ class Plan:
     load: Callable[[Clip], Samples]
     batch_size: int
     seed: int
+    device: str | None = "cpu"
 
 
 class Evaluator:
@@ -212,6 +215,7 @@ class Evaluator:
         fits = [limit is None or length <= limit + _LIMIT_ROUNDING_S for length in lengths]
         taken = [u for u, length, fit in zip(utterances, lengths, fits, strict=True) if fit and length]
         read = iter(self._timed(system, group, setting, taken))
+        setup = describe_setup(self.plan.device, self.plan.batch_size) if self.plan.kind.hears else ""
         lines = []
         for fact, length, fit in zip(facts, lengths, fits, strict=True):
             transcript, seconds = next(read) if fit and length else (Reading(""), 0.0)
@@ -225,6 +229,7 @@ class Evaluator:
                     too_long=not fit,
                     audio_s=length,
                     seconds=seconds if self.plan.kind.hears else None,
+                    setup=setup,
                 )
             )
         return lines

@@ -81,6 +81,7 @@ def run(
             load_clip,
             options.batch_size,
             options.seed,
+            options.device,
         )
         for model in models
     ]
@@ -92,7 +93,9 @@ def run(
         raise OptionError(f"--against: no setting {options.against!r}: use one of {', '.join(sorted(known))}")
 
     def report() -> None:
-        description = describe_run(command, models, options.batch_size, options.seed, options.limit)
+        description = describe_run(
+            command, models, options.batch_size, options.seed, options.limit, options.device
+        )
         description |= {"testsets": facts, "metric": rate, "notes": _notes(plans, groups, store)}
         write_report(options.out, description, store, rate, options.against, options.seed)
 
@@ -144,11 +147,25 @@ def _notes(plans: Sequence[Plan], groups: Sequence[Group], store: Store) -> list
         unread = [] if languages is None else sorted({g.language for g in groups} - set(languages))
         if languages is not None and unread:
             notes.append(f"`{plan.model}` reads {', '.join(languages)} only: not read: {', '.join(unread)}.")
-    n_too_long = len({(line.model, line.testset, line.place) for line in store if line.too_long})
-    if n_too_long:
+    too_long: dict[str, set[tuple[str, int]]] = {}
+    setups: dict[str, dict[str, None]] = {}
+    for line in store:
+        if line.too_long:
+            too_long.setdefault(line.model, set()).add((line.testset, line.place))
+        if line.seconds is not None and line.setup:
+            setups.setdefault(line.setup, {})[line.model] = None
+    for model, places in too_long.items():
         notes.append(
-            f"{n_too_long} clips are longer than their model takes (in a slower condition perhaps): they "
-            "count as read empty."
+            f"{len(places)} clips are longer than `{model}` takes (in a slower condition perhaps): they "
+            "count as read empty, so all their words are deletions."
+        )
+    if len(setups) > 1:
+        notes.append(
+            "Times were not all taken alike, so RTFx compares within one of these only: "
+            + "; ".join(
+                f"{', '.join(f'`{name}`' for name in names)} on {how}" for how, names in setups.items()
+            )
+            + "."
         )
     for name in dict.fromkeys(group.testset for group in groups):
         clips = [clip for group in groups if group.testset == name for clip in group.clips]

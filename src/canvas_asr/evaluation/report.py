@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import datetime
 import html
-import importlib.metadata
-import os
-import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from . import plots
+from .machine import describe_machine, installed_versions, where
 from .quoted import quoted_tables
 from .summary import Pair, Result
 from .tables import Table, all_tables
 
-_PACKAGES = (
-    "canvas-asr",
-    "torch",
-    "transformers",
-    "peft",
-    "numpy",
-    "jiwer",
-    "kaldialign",
-    "whisper-normalizer",
-    "faster-whisper",
-    "pocketsphinx",
-)
-
 
 def describe_run(
-    command: str, models: Sequence[str], batch_size: int, seed: int, limit: int | None
+    command: str,
+    models: Sequence[str],
+    batch_size: int,
+    seed: int,
+    limit: int | None,
+    device: str | None = "cpu",
 ) -> dict[str, Any]:
     """Say what was run, where, with which versions, and when (UTC); JSON-ready."""
     return {
@@ -44,55 +32,19 @@ def describe_run(
         "seed": seed,
         "limit_per_group": limit,
         "machine": describe_machine(),
+        "device": device,
+        "where": where(device),
         "versions": installed_versions(),
     }
 
 
-def installed_versions() -> dict[str, str]:
-    """Give the versions of the packages that results depend on, by name."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def describe_machine() -> dict[str, Any]:
-    """Say which machine this is; JSON-ready."""
-    # Without torch loaded there was no GPU either: a recogniser brings its own.
-    torch = sys.modules.get("torch")
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    return {
-        "cpu": _cpu_name(),
-        "n_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "n_threads": torch.get_num_threads() if torch is not None else None,
-        "gpu": gpu,
-        "system": platform.platform(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
 def _circumstances(run: Mapping[str, Any]) -> list[str]:
     """What was run, where and with what: plain sentences."""
-    machine = run["machine"]
-    where = f"{machine['gpu'] or machine['cpu']}, {machine['n_cpus']} CPUs, {machine['n_threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     limit = "" if run["limit_per_group"] is None else f" At most {run['limit_per_group']} clips a row."
     date, batch, seed = run["date"][:10], run["batch_size"], run["seed"]
     return [
-        f"Model `{run['model']}`, {date}, on {where}; batch {batch}, seed {seed}.{limit}",
+        f"Model `{run['model']}`, {date}, on {run['where']}; batch {batch}, seed {seed}.{limit}",
         f"Made by `{run['command']}` with {versions}.",
         *run.get("notes", ()),
     ]

@@ -7,6 +7,7 @@ these lines, so they can be made again, or otherwise, without a model.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -45,6 +46,7 @@ class Line:
         shuffled: Whether another clip's audio was heard.
         language_given: Whether the model was told the language.
         seed: Of the run.
+        setup: Machine and batch that the time was taken with; empty if that is not known.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Line:
     shuffled: bool
     language_given: bool
     seed: int
+    setup: str = ""
 
     @property
     def key(self) -> _Key:
@@ -75,7 +78,7 @@ class Line:
         return self.model, self.testset, self.mode, self.condition, self.place
 
 
-_FIELDS = frozenset(field.name for field in fields(Line))
+_FIELDS = frozenset(field.name for field in fields(Line)) - {"setup"}  # earlier versions did not write it
 _SAME = ("reference", "language", "audio", "options", "shuffled", "language_given", "seed")
 
 
@@ -100,14 +103,14 @@ class Store:
     def _read(self) -> Iterator[Line]:
         if not self.path.exists():
             return
-        content = self.path.read_text(encoding="utf-8")
-        whole, newline, rest = content.rpartition("\n")
-        if rest:  # the run was stopped while it wrote
-            self.path.write_text(whole + newline, encoding="utf-8")
-        for number, text in enumerate(whole.split("\n") if newline else (), start=1):
+        content = self.path.read_bytes()  # a stopped run may have left half a character
+        whole, newline, rest = content.rpartition(b"\n")
+        if rest:
+            os.truncate(self.path, len(content) - len(rest))
+        for number, text in enumerate(whole.split(b"\n") if newline else (), start=1):
             try:
                 entry = json.loads(text)
-                yield Line(**{name: entry[name] for name in _FIELDS})
+                yield Line(**{name: entry[name] for name in _FIELDS}, setup=entry.get("setup", ""))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{self.path}:{number}: is not a line of this evaluation ({error!r}); give another "

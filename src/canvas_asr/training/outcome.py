@@ -14,7 +14,7 @@ from pathlib import Path
 from canvas_asr.card import TRAINING_NAME, CardFacts, has_own_card, write_model_card
 from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.configuration import load_configuration
-from canvas_asr.evaluation.report import describe_machine, installed_versions
+from canvas_asr.evaluation.machine import describe_machine, installed_versions
 from canvas_asr.manifest import write_text
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
