@@ -43,7 +43,7 @@ TOKEN_ROW = 0.15  # at most; a long text has lower ones
 POSTERIORS = 4.5  # at most
 PADDING = 0.03  # of a word in its box
 TURNED = 0.14  # a word needs this much if it is turned
-DPI = 110
+DPI = 100
 POINTS_PER_INCH = 72
 N_COLUMNS = 1500  # of the waveform
 FONT_SIZE = 8.0
@@ -154,8 +154,9 @@ def _save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     # Without the time and the program's version, the same clip gives the same file.
     metadata: dict[str, Any] = dict.fromkeys(METADATA.get(kind, ()))
+    smaller = {"pil_kwargs": {"optimize": True}} if kind == "png" else {}
     try:
-        figure.savefig(partial, dpi=DPI, format=kind, metadata=metadata)
+        figure.savefig(partial, dpi=DPI, format=kind, metadata=metadata, **smaller)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
