@@ -41,11 +41,13 @@ class Progress:
 
     def _measure(self, paths: Sequence[str]) -> None:
         """Add up how long the files are, as their headers say."""
+        from canvas_asr.audio_stream import header_seconds
+
         total_s = 0.0
         for path in paths:
             if self._stop.is_set():
                 return
-            total_s += header_seconds(path)
+            total_s += header_seconds(path) or 0.0
         self._total_s = total_s
 
     @property
@@ -133,23 +135,6 @@ def _make_bar(stream: TextIO) -> Any:
     return tqdm(
         total=None, file=stream, bar_format=layout, dynamic_ncols=True, delay=DELAY_S, miniters=0, leave=False
     )
-
-
-def header_seconds(path: str) -> float:
-    """Length of a file as its header says; 0 where it says nothing, or cannot be read."""
-    import av
-    import soundfile as sf
-
-    try:
-        info = sf.info(path)
-        return float(info.frames / info.samplerate) if 0 < info.frames < 2**62 else 0.0
-    except (sf.SoundFileError, OSError, ValueError):
-        pass
-    try:
-        with av.open(path, metadata_errors="ignore") as container:
-            return max(0.0, float(container.duration or 0) / av.time_base)
-    except (av.FFmpegError, OSError, ValueError):
-        return 0.0
 
 
 def clock(seconds: float) -> str:

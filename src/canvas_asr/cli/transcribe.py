@@ -48,6 +48,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--shard", type=shard, metavar="I/N", help="every N-th file only, from the I-th: one run a machine"
     )
+    parser.add_argument(
+        "--vad",
+        action=argparse.BooleanOptionalAction,
+        help="find speech first, transcribe nothing else (default: in files longer than the model takes)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
     add_show_options(parser)
     add_output_options(parser)
@@ -101,7 +106,7 @@ def _transcribe(
 
 
 def _work(options: argparse.Namespace, plan: OutputPlan) -> Work:
-    decoding = decoding_arguments(options) | {"batch_size": options.batch_size}
+    decoding = decoding_arguments(options) | {"batch_size": options.batch_size, "vad": options.vad}
     decoding["word_timestamps"] |= plan.needs_words
     load = {"model": options.model, "cuda_graphs": options.cuda_graphs, **load_arguments(options)}
     return Work(load, decoding, plan.likes_words)
