@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from small_models import small_model
 
 from canvas_asr import Transcriber, cli
 from canvas_asr.canvas_view import CanvasView
+from canvas_asr.cli import build_parser
 from canvas_asr.cli.plot import check_output
 from canvas_asr.errors import AudioError, CanvasASRError, OptionError
 from canvas_asr.modeling import CanvasASRModel
@@ -253,6 +256,16 @@ def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "d.png").mkdir()
     with pytest.raises(IsADirectoryError):
         check_output(tmp_path / "d.png", overwrite=True)
+
+
+def test_the_page_on_watching_gives_commands_that_exist_and_a_small_picture() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "watching.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ {4}canvas-asr (.*)$", text, re.MULTILINE)
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
+    assert "plot examples/de.flac --steps 4 -o docs/watching.png" in commands
+    assert (docs / "watching.png").stat().st_size <= 150_000
 
 
 def test_without_matplotlib_it_says_what_to_install(

@@ -208,6 +208,10 @@ def test_pictures_stay_as_long_as_asked(terminal, monkeypatch: pytest.MonkeyPatc
     assert slept == [0.5, 0.5]
     show.finish()
     assert sum(slept) == pytest.approx(0.5 * (1 + show_canvas.HOLD))
+    show.draw(view(1, [" ja"]))
+    slept.clear()
+    show.finish(hold=False)
+    assert slept == []
     assert pause_seconds("0") == 0
     for wrong in ("-1", "nan", "inf", "soon"):
         with pytest.raises(argparse.ArgumentTypeError, match="no number of seconds"):
@@ -233,6 +237,26 @@ def test_files_are_shown_one_after_the_other_and_a_bad_one_is_passed(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [f"{x}.wav  pass 1 of 3   90 %  {x}.wav" for x in "ab"]
+
+
+def test_after_ctrl_c_the_picture_is_wiped_at_once(terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, sent = terminal(80, 24)
+    slept: list[float] = []
+    monkeypatch.setattr(show_canvas.time, "sleep", slept.append)
+    monkeypatch.setattr(show_canvas, "make_show", lambda *_: CanvasAnimation(stream, 2, 1.0, colour=True))
+
+    class Interrupted:
+        def transcribe(self, _path: str, *, on_canvas, **_: object) -> None:
+            on_canvas(view(1, [" ja"]))
+            raise KeyboardInterrupt
+
+    options = argparse.Namespace(steps=2, canvas_pause=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        list(show_canvas.shown_transcripts(Interrupted(), ["a.wav"], options))  # type: ignore[arg-type]
+    assert slept == [1.0, 1.0]  # the two pictures
+    screen = Screen(80, 24)
+    screen.feed(sent())
+    assert screen.lines == [""]
 
 
 # Text in columns

@@ -72,12 +72,14 @@ def shown_transcripts(
     for path in paths:
         show.start(path)
         result: Transcript | AudioError
+        is_whole = False
         try:
             result = transcriber.transcribe(path, on_canvas=show.draw, batch_size=1, **decoding)
+            is_whole = True
         except AudioError as error:
             result = error
         finally:
-            show.finish()
+            show.finish(hold=is_whole)
         yield result
 
 
@@ -90,8 +92,8 @@ class CanvasShow(Protocol):
     def draw(self, view: CanvasView) -> None:
         """Show what a pass has made of it."""
 
-    def finish(self) -> None:
-        """End it."""
+    def finish(self, *, hold: bool = True) -> None:
+        """End it; ``hold``: leave time to read what it ended with."""
 
 
 def make_show(
@@ -138,7 +140,7 @@ class CanvasLines:
             flush=True,
         )
 
-    def finish(self) -> None:
+    def finish(self, *, hold: bool = True) -> None:
         """See :class:`CanvasShow`."""
 
 
@@ -180,11 +182,12 @@ class CanvasAnimation:
         self._show(self._title(view), text)
         self._before = view
 
-    def finish(self) -> None:
+    def finish(self, *, hold: bool = True) -> None:
         """See :class:`CanvasShow`."""
         if not self._n_lines:
             return
-        time.sleep((HOLD - 1) * self.pause_s)
+        if hold:
+            time.sleep((HOLD - 1) * self.pause_s)
         self._write("")
         self._n_lines = 0
 
