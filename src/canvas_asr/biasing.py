@@ -1,15 +1,18 @@
 """Hotwords: words that the reading of the CTC tap is bent towards, without training.
 
 A word spotter over the CTC posteriors, after "Fast Context-Biasing for CTC and Transducer ASR models with
-CTC-based Word Spotter" (Andrusenko et al. 2024, arXiv 2406.07096), which NeMo has. A path through the frames
-of a clip reads each frame either greedily or as part of a listed word. What a word costs is how much less
+CTC-based Word Spotter" (Andrusenko et al. 2024, arXiv 2406.07096), which NeMo has. A path through the audio
+tokens of a clip reads each either greedily or as part of a listed word. What a word costs is how much less
 likely its labels are than the greedy ones, what it gains is the boost for each of its tokens, and the path of
 the highest sum is taken. Other than there the search is exact (Viterbi, as for keywords beside a filler
 model), a word may be spelt in any tokens that the vocabulary has for it, since an unseen name is seldom heard
 in the tokens that the tokenizer would choose, and it takes the place of whole words only.
 
-Letters: T audio tokens of a clip, V vocabulary, S states of the graph, P states that may come before one,
-L different labels.
+Where a word is found its labels are made the likeliest: the draft, the canvas that starts from it, and what a
+prompt is told of the CTC reading all have it then.
+
+Letters: B clips, T audio tokens (frames) of a clip, V vocabulary, S states of the graph, P states that may
+come before one, L different labels.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .ctc import merged_runs
 from .errors import OptionError
 from .processing import CanvasASRProcessor
 from .words import split_words
@@ -31,21 +35,6 @@ SPACE = "▁"  # what tokenizers write for a space
 # Nats that a pass adds to the log probability of a token of a word that was found: enough to keep it. With
 # the boost in its place (2 to 5 nats) passes of `tiny` spoilt words that were found ("lbarruena").
 PASS_WEIGHT = 14.0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The CTC reading of a clip, listed words in place.
-
-    Attributes:
-        ids: Token ids.
-        states: The audio token that each was heard in best.
-        boosts: Nats that each gained as part of a listed word, 0 outside; empty where nothing is listed.
-    """
-
-    ids: list[int]
-    states: list[int]
-    boosts: list[float]
 
 
 @dataclass
@@ -117,11 +106,11 @@ class HotwordGraph:
         """Turn lists into arrays."""
         n_states = len(states.labels)
         self._labels, self._columns = np.unique(np.array(states.labels), return_inverse=True)  # (L,), (S,)
-        # Behind the states: none, the boundary of words before a frame, and the start of the text.
-        outside = {NEVER: n_states, ANYWHERE: n_states + 1, FIRST: n_states + 2}
-        rows = [[*row, outside[how]] for row, how in zip(states.before, states.enters, strict=True)]
-        width = max(map(len, rows))
-        self._before = np.array([row + [n_states] * (width - len(row)) for row in rows]).T  # (P, S)
+        width = max(map(len, states.before)) + 1  # the first row: the state begins a word
+        self._before = np.full((width, n_states), n_states)  # (P, S); S stands for none
+        for state, row in enumerate(states.before):
+            self._before[1 : len(row) + 1, state] = row
+        self._enters = np.array(states.enters)
         self._gains = np.array(states.gains) * self.boost
         self._is_blank = np.array(states.labels) == self.blank
 
@@ -138,99 +127,99 @@ class HotwordGraph:
         behind = normal(f"a {word}")[len(normal("a")) :]
         return [(behind, ANYWHERE)] if behind == first else [(behind, ANYWHERE), (first, FIRST)]
 
-    def read(self, logits: Tensor, runs: Sequence[range], states: Sequence[int]) -> Reading:
-        """Read a clip.
+    def bend(self, logits: Tensor, n_states: Tensor) -> list[list[range]]:
+        """Make the labels of listed words the likeliest where they are found; a batch is changed in place.
+
+        Such a label then has the logit of the one that was the likeliest, and the boost.
 
         Args:
-            logits: Of the CTC tap, (T, V).
-            runs: Audio tokens that are merged to each token of the greedy reading.
-            states: The surest audio token of each run.
-        """
-        labels = logits.argmax(dim=-1)
-        best = logits.amax(dim=-1, keepdim=True).float()
-        costs = (logits[:, self._labels.tolist()].float() - best).double().cpu().numpy()[:, self._columns]
-        greedy = [(int(labels[run[0]]), run) for run in runs]
-        found = [(token, state, 0.0) for (token, _), state in zip(greedy, states, strict=True)]
-        for span, tokens in self._best_path(costs, *self._boundaries(greedy, len(costs))):
-            found = [one for one in found if one[1] not in span]
-            for token, run in tokens:
-                sure = (logits[run[0] : run[-1] + 1].float().log_softmax(dim=-1))[:, token]
-                found.append((token, run[int(sure.argmax())], self.boost))
-        found.sort(key=lambda one: one[1])
-        return Reading([one[0] for one in found], [one[1] for one in found], [one[2] for one in found])
+            logits: Of the CTC tap, (B, T, V).
+            n_states: Valid audio tokens, (B,) int64.
 
-    def _boundaries(
-        self, greedy: Sequence[tuple[int, range]], n_frames: int
-    ) -> tuple[NDArray[np.bool_], int]:
+        Returns:
+            Audio tokens of every word found, in each clip.
+        """
+        found = []
+        for row, n in zip(logits, n_states.tolist(), strict=True):
+            best, greedy = row[:n].max(dim=-1)
+            own = row[:n, self._labels.tolist()].float() - best.float()[:, None]
+            costs = own.double().cpu().numpy()[:, self._columns]
+            states, words = self._best_path(costs, greedy.tolist())
+            frames = [t for word in words for t in word]
+            labels = self._labels[self._columns[states[frames]]]
+            row[frames, labels.tolist()] = best[frames] + self.boost
+            found.append(words)
+        return found
+
+    def _boundaries(self, greedy: Sequence[int]) -> tuple[NDArray[np.bool_], int]:
         """Before which frames a word may begin or end, (T + 1,), and the first frame with a greedy token."""
-        names = self._tokenizer.convert_ids_to_tokens([token for token, _ in greedy])
-        is_boundary = np.ones(n_frames + 1, np.bool_)
+        runs = merged_runs(greedy, self.blank)
+        names = self._tokenizer.convert_ids_to_tokens([greedy[run[0]] for run in runs])
+        is_boundary = np.ones(len(greedy) + 1, np.bool_)
         behind = 0
-        for name, (_, run) in zip(names, greedy, strict=True):
-            if _continues(name):
+        for name, run in zip(names, runs, strict=True):
+            if behind and _continues(name):
                 is_boundary[behind : run[0] + 1] = False
             is_boundary[run[0] + 1 : run[-1] + 1] = False
             behind = run[-1] + 1
-        return is_boundary, greedy[0][1][0] if greedy else n_frames
+        return is_boundary, runs[0][0] if runs else len(greedy)
 
     def _best_path(
-        self, costs: NDArray[np.float64], is_boundary: NDArray[np.bool_], first: int
-    ) -> list[tuple[range, list[tuple[int, range]]]]:
+        self, costs: NDArray[np.float64], greedy: Sequence[int]
+    ) -> tuple[NDArray[np.int64], list[range]]:
         """Find the listed words of the best path.
 
         Args:
             costs: Log posterior of each state's label less that of the greedy one, (T, S).
-            is_boundary: See :meth:`_boundaries`, as for ``first``.
-            first: Up to this frame nothing was said.
+            greedy: Likeliest label of each frame.
 
         Returns:
-            Frames of each word, and its tokens with theirs, the last word first.
+            State of every frame, (T,), -1 outside words; and the frames of each word.
         """
+        is_boundary, first = self._boundaries(greedy)
         n_frames, n_states = costs.shape
+        labels, states = self._labels[self._columns], np.arange(n_states)
         moves = np.zeros((n_frames, n_states), np.int16)
         came = np.full(n_frames + 1, -1)  # state of the word that ended just before; -1: none did
-        score = np.full(n_states + 3, -np.inf)
+        score = np.full(n_states + 1, -np.inf)  # the last one: of nothing
         filler = 0.0  # score of the best path that is in no word
-        states = np.arange(n_states)
         for t in range(n_frames + 1):
             ends = score[:n_states] + self._gains
+            if t < n_frames:
+                ends[(labels == greedy[t]) & ~self._is_blank] = -np.inf  # the two would be read as one
             end = int(ends.argmax())
             if is_boundary[t] and ends[end] > filler:
                 filler, came[t] = float(ends[end]), end
             if t == n_frames:
                 break
-            score[n_states + 1] = filler if is_boundary[t] else -np.inf
-            score[n_states + 2] = 0.0 if t <= first and is_boundary[t] else -np.inf
             before = score[self._before]
+            if is_boundary[t]:
+                before[0] = np.where(self._enters == ANYWHERE, filler, -np.inf)
+                before[0, self._enters == FIRST] = 0.0 if t <= first and not filler else -np.inf
+                last = labels[came[t]] if came[t] >= 0 else greedy[t - 1] if t else self.blank
+                before[0, (labels == last) & ~self._is_blank] = -np.inf
             moves[t] = before.argmax(axis=0)
             score[:n_states] = before[moves[t], states] + costs[t]
         return self._trace(moves, came)
 
     def _trace(
         self, moves: NDArray[np.int16], came: NDArray[np.int64]
-    ) -> list[tuple[range, list[tuple[int, range]]]]:
+    ) -> tuple[NDArray[np.int64], list[range]]:
         """Follow a path back; see :meth:`_best_path`."""
-        n_frames, n_states = moves.shape
-        found: list[tuple[range, list[tuple[int, range]]]] = []
-        state, t = int(came[n_frames]), n_frames - 1
-        while t >= 0:
+        n_frames = len(moves)
+        path = np.full(n_frames, -1)
+        words: list[range] = []
+        state, end = int(came[n_frames]), n_frames
+        for t in range(n_frames - 1, -1, -1):
+            path[t] = state
             if state < 0:
-                state, t = int(came[t]), t - 1
-                continue
-            end, tokens = t + 1, list[tuple[int, range]]()
-            while True:
-                last, before = t, state
-                while before == state:
-                    before = int(self._before[moves[t, state], state])
-                    t -= 1
-                if not self._is_blank[state]:
-                    tokens.insert(0, (int(self._labels[self._columns[state]]), range(t + 1, last + 1)))
-                state = before
-                if state >= n_states:
-                    break
-            found.append((range(t + 1, end), tokens))
-            state = int(came[t + 1])
-        return found
+                state, end = int(came[t]), t
+            elif moves[t, state] == 0:
+                words.insert(0, range(t, end))
+                state, end = int(came[t]), t
+            else:
+                state = int(self._before[moves[t, state], state])
+        return path, words
 
 
 def _follows(character: str) -> bool:

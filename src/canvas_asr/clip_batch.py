@@ -85,8 +85,8 @@ class ClipBatch:
             decoder.vocabulary,
             decoder.config.blank_token_id,
             options,
-            decoder.hotwords(options),
         )
+        self._hotwords = decoder.hotwords(options)
         self._context = decoder.context(options)
         start = decoder.canvas_start
         self._canvases = CanvasBatch(
@@ -135,8 +135,8 @@ class ClipBatch:
         """
         decoder, model = self.decoder, self.decoder.model
         tokens, n_audio = model.audio_tokens(mel, n_mel)
-        ctc = model.ctc_logits(tokens)
-        heard = self._reader.read(ctc, n_audio) if decoder.config.has_draft else [Draft(())] * len(mel)
+        ctc, words = self._read_tap(tokens, n_audio)
+        heard = self._reader.read(ctc, n_audio, words) if decoder.config.has_draft else [Draft(())] * len(mel)
         if on_draft is not None:
             on_draft([list(draft.ids) for draft in heard])
         lengths = n_mel.tolist()
@@ -178,7 +178,12 @@ class ClipBatch:
         mel = pad_sequence([mel.mT for mel in mels], batch_first=True).mT
         n_mel = torch.tensor([mel.shape[1] for mel in mels], device=mel.device)
         tokens, n_audio = model.audio_tokens(mel, n_mel)
-        self._lay(keys, tokens, n_audio, model.ctc_logits(tokens))
+        self._lay(keys, tokens, n_audio, self._read_tap(tokens, n_audio)[0])
+
+    def _read_tap(self, tokens: Tensor, n_audio: Tensor) -> tuple[Tensor, list[list[range]] | None]:
+        """CTC logits of audio tokens (B, A, D), bent towards hotwords, and where these were found."""
+        ctc = self.decoder.model.ctc_logits(tokens)
+        return ctc, None if self._hotwords is None else self._hotwords.bend(ctc, n_audio)
 
     def _is_answer(self, draft: Draft) -> bool:
         gate = self.options.gate

@@ -13,8 +13,8 @@ from small_models import small_model
 from torch import Tensor
 
 from canvas_asr.alignment import best_path
-from canvas_asr.biasing import HotwordGraph, Reading
-from canvas_asr.ctc import merged_runs, state_certainty, surest_states
+from canvas_asr.biasing import HotwordGraph
+from canvas_asr.ctc import greedy_ctc, state_certainty, surest_states
 from canvas_asr.decoding import CanvasDecoder, text_vocabulary
 from canvas_asr.errors import OptionError
 from canvas_asr.modeling import CanvasASRModel
@@ -43,15 +43,13 @@ def heard(
     return logits
 
 
-def reading_of(spotter: HotwordGraph, logits: Tensor) -> Reading:
-    labels, n_states = logits.argmax(-1)[None], torch.tensor([len(logits)])
-    states = surest_states(labels, state_certainty(logits[None]), n_states, BLANK)[0] if len(logits) else []
-    return spotter.read(logits, merged_runs(labels[0].tolist(), BLANK), states)
-
-
-def read(spotter: HotwordGraph, logits: Tensor) -> tuple[list[int], list[int], list[float]]:
-    reading = reading_of(spotter, logits)
-    return reading.ids, reading.states, reading.boosts
+def read(spotter: HotwordGraph, logits: Tensor) -> tuple[list[int], list[bool]]:
+    """Ids of the bent reading, and which of them are in words that were found."""
+    bent, n_states = logits[None].clone(), torch.tensor([len(logits)])
+    (words,) = spotter.bend(bent, n_states)
+    labels = bent.argmax(-1)
+    (states,) = surest_states(labels, state_certainty(bent), n_states, BLANK) if len(logits) else [[]]
+    return [int(labels[0, i]) for i in states], [any(i in word for word in words) for i in states]
 
 
 def text_of(processor: CanvasASRProcessor, spotter: HotwordGraph, logits: Tensor) -> str:
@@ -66,10 +64,19 @@ ALSO = {5: "▁K", 6: "en", 8: "t"}
 def test_a_listed_word_that_is_nearly_heard_is_read(processor: CanvasASRProcessor) -> None:
     logits = heard(processor, NAMES, ALSO)
     assert text_of(processor, graph(processor, ["Bern"]), logits) == "Tom in can t"
-    ids, states, boosts = read(graph(processor, ["Kent", "Bern"]), logits)
+    ids, is_found = read(graph(processor, ["Kent", "Bern"]), logits)
     assert processor.text(ids) == "Tom in Kent"
-    assert states == [0, 1, 3, 5, 6, 8]
-    assert boosts == [0.0, 0.0, 0.0, 3.0, 3.0, 3.0]
+    assert is_found == [False, False, False, True, True, True]
+
+
+def test_a_word_found_is_as_much_likelier_as_the_boost_says(processor: CanvasASRProcessor) -> None:
+    logits = heard(processor, NAMES, ALSO)
+    bent = logits[None].clone()
+    assert graph(processor, ["Kent"], 4.0).bend(bent, torch.tensor([len(NAMES)])) == [[range(5, 9)]]
+    changed = (bent[0] != logits).nonzero().tolist()
+    ids = [processor.tokenizer.convert_tokens_to_ids(name) for name in ("▁K", "en", "t")]
+    assert changed == [[5, ids[0]], [6, ids[1]], [7, BLANK], [8, ids[2]]]
+    assert all(bent[0, t, i] == 16.0 for t, i in changed)
 
 
 def test_the_boost_decides_and_a_clear_reading_withstands_it(processor: CanvasASRProcessor) -> None:
@@ -86,14 +93,14 @@ def test_words_are_replaced_whole(processor: CanvasASRProcessor) -> None:
         processor, ["▁K", "an", "t", "er", "", "▁da"]
     )  # "Kanter": the list has its beginning and end
     for word in ("Kant", "Ter", "an"):
-        ids, _, boosts = read(graph(processor, [word]), logits)
-        assert (processor.text(ids), set(boosts)) == ("Kanter da", {0.0}), word
+        ids, is_found = read(graph(processor, [word]), logits)
+        assert (processor.text(ids), set(is_found)) == ("Kanter da", {False}), word
 
 
 def test_a_word_that_is_read_anyway_is_held(processor: CanvasASRProcessor) -> None:
-    ids, _, boosts = read(graph(processor, ["in"]), heard(processor, NAMES))
+    ids, is_found = read(graph(processor, ["in"]), heard(processor, NAMES))
     assert processor.text(ids) == "Tom in can t"
-    assert boosts == [0.0, 0.0, 3.0, 0.0, 0.0, 0.0]
+    assert is_found == [False, False, True, False, False, False]
 
 
 def test_any_spelling_counts_and_equal_neighbours_need_a_blank(processor: CanvasASRProcessor) -> None:
@@ -101,10 +108,10 @@ def test_any_spelling_counts_and_equal_neighbours_need_a_blank(processor: Canvas
     assert len(processor.text_ids("Anna")) < len(letters)
     for names in (["▁A", "n", "", "n", "a"], ["▁A", "n", "n", "a"]):
         logits = heard(processor, names)
-        ids, _, boosts = read(graph(processor, ["Anna"]), logits)
+        ids, is_found = read(graph(processor, ["Anna"]), logits)
         has_blank = "" in names
         assert processor.text(ids) == ("Anna" if has_blank else "Ana"), names
-        assert (set(boosts) == {3.0}) == has_blank
+        assert set(is_found) == {has_blank}
 
 
 def test_chinese_words_stand_anywhere(processor: CanvasASRProcessor) -> None:
@@ -123,50 +130,61 @@ def test_phrases_and_letters_spelt_in_bytes(processor: CanvasASRProcessor) -> No
 
 def test_nothing_said_gives_nothing(processor: CanvasASRProcessor) -> None:
     spotter = graph(processor, ["Kent"])
-    assert read(spotter, heard(processor, [""] * 5)) == ([], [], [])
-    assert read(spotter, torch.zeros(0, V)) == ([], [], [])
+    assert read(spotter, heard(processor, [""] * 5)) == ([], [])
+    assert spotter.bend(torch.zeros(1, 0, V), torch.tensor([0])) == [[]]
+
+
+def test_words_are_not_merged_with_their_neighbours(processor: CanvasASRProcessor) -> None:
+    for names, word, text in (
+        (["我", "谢", "谢"], "谢你", "我谢谢你"),  # heard as one 谢, so that there is no place for another
+        (["你", "留", "真"], "真你", "你留真"),
+    ):
+        logits = heard(processor, names)
+        ids, is_found = read(graph(processor, [word], 20.0), logits)
+        found = processor.text([i for i, one in zip(ids, is_found, strict=True) if one])
+        assert found in ("", word), text
+        assert processor.text(ids).count(word) == found.count(word)
 
 
 def test_the_best_of_all_readings_is_found(processor: CanvasASRProcessor) -> None:
-    """Words of one spelling, against the sum over every choice of stretches, each aligned by itself."""
-    listed = ["柳溪", "镇", "溪镇"]
+    """Words of one spelling, against every choice of stretches, each aligned by itself."""
+    listed, boost = ["柳溪", "镇乡", "石桥山"], 2.0
     ids = {word: processor.text_ids(word) for word in listed}
-    assert [len(one) for one in ids.values()] == [2, 1, 2]
-    spotter, boost = graph(processor, listed, 1.5), 1.5
-    choices = [BLANK, *{i for one in ids.values() for i in one}, *processor.text_ids("去我你")]
+    assert [len(one) for one in ids.values()] == [2, 2, 3]
+    spotter = graph(processor, listed, boost)
+    rare = [i for one in ids.values() for i in one]  # never greedy: nothing is merged with a neighbour
+    common = [BLANK, *processor.text_ids("去我你")]
+    n_found = 0
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.full((9, V), -50.0)
-        logits[:, choices] = 2 * torch.randn(9, len(choices), generator=generator)
+        logits[:, common] = 1 + 2 * torch.rand(9, len(common), generator=generator)
+        logits[:, rare] = torch.rand(9, len(rare), generator=generator)
         costs = (logits - logits.amax(dim=-1, keepdim=True)).double().numpy()
-        labels = logits.argmax(-1).tolist()
-        inside = [t for t in range(1, 9) if labels[t] == labels[t - 1] != BLANK]
+        greedy = logits.argmax(-1).tolist()
+        inside = {t for t in range(1, 9) if greedy[t] == greedy[t - 1] != BLANK}
 
         def value(first: int, last: int, word: str, costs: np.ndarray = costs) -> float:
-            columns = costs[first:last, ids[word]]
-            n_needed = len(ids[word])
-            if last - first < n_needed:
+            if last - first < len(ids[word]):
                 return -np.inf
-            states = best_path(costs[first:last, BLANK], columns, ids[word])
-            table = np.repeat(costs[first:last, BLANK][:, None], 2 * n_needed + 1, axis=1)
-            table[:, 1::2] = columns
-            return float(table[np.arange(last - first), states].sum()) + boost * n_needed
+            heard = np.repeat(costs[first:last, [BLANK]], 2 * len(ids[word]) + 1, axis=1)
+            heard[:, 1::2] = costs[first:last, ids[word]]
+            states = best_path(heard[:, 0], heard[:, 1::2], ids[word])
+            return float(heard[np.arange(last - first), states].sum()) + boost * len(ids[word])
 
         best = [0.0]
         for last in range(1, 10):
-            spans = itertools.product((f for f in range(last) if not {f, last} & set(inside)), listed)
+            spans = itertools.product((f for f in range(last) if not {f, last} & inside), listed)
             best.append(max([best[-1], *(best[f] + value(f, last, word) for f, word in spans)]))
-        reading = reading_of(spotter, logits)
-        path = spotter._best_path(
-            costs[:, spotter._labels[spotter._columns]],
-            *spotter._boundaries([(labels[run[0]], run) for run in merged_runs(labels, BLANK)], 9),
-        )
+        bent = logits[None].clone()
+        (words,) = spotter.bend(bent, torch.tensor([9]))
+        read_as = [greedy_ctc(bent[:, list(w)], torch.tensor([len(w)]), BLANK)[0] for w in words]
         total = sum(
-            value(span[0], span[-1] + 1, processor.text([token for token, _ in tokens]))
-            for span, tokens in path
+            value(w[0], w[-1] + 1, processor.text(own)) for w, own in zip(words, read_as, strict=True)
         )
         assert total == pytest.approx(best[-1]), seed
-        assert sum(map(bool, reading.boosts)) == sum(len(tokens) for _, tokens in path)
+        n_found += len(words)
+    assert n_found >= 15
 
 
 # In a decoding
