@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,14 @@ NOISE_8, SHUFFLED, DRAFT = PRESETS["noise-8"], PRESETS["shuffled-noise-8"], PRES
 def run(tmp_path: Path):
     """Evaluate with a scripted model; gives the results by language, speakers and setting, and the model."""
 
-    def evaluate(settings, *, limit=None, model=None, **options):
+    def evaluate(settings, *, limit=None, model=None, max_audio_s=None, **options):
         model = model or ScriptedModel(TEXTS)
+        system = open_system("tiny", None, lambda name, device: model)
+        system.max_audio_s = max_audio_s
         plan = Plan(
             model="tiny",
             kind=kind_of("tiny"),
-            open_system=lambda: open_system("tiny", None, lambda name, device: model),
+            open_system=lambda: system,
             settings=settings,
             conditions=choose_conditions(options.pop("robustness", None)),
             **{"load": load, "batch_size": 16, "seed": 0, **options},
@@ -191,13 +194,26 @@ def test_model_that_loses_a_clip_is_caught(run):
 
 
 def test_clips_that_are_too_long_count_as_read_empty(run):
-    model = ScriptedModel(TEXTS)
-    model.max_audio_s = 0.15
-    results, _ = run([NOISE_8], model=model)
+    results, _ = run([NOISE_8], max_audio_s=0.15)
     found = results["en", "seen", "noise-8"]
     assert [line.too_long for line in found.lines] == [False, True]
     assert found.counts.deletions == 4
     assert found.audio_s == pytest.approx(0.1)
+
+
+def test_models_of_this_package_read_any_length(run):
+    model = ScriptedModel(TEXTS)
+    model.max_audio_s = 0.15  # at once
+    results, _ = run([NOISE_8], model=model)
+    assert results["en", "seen", "noise-8"].value == 0.0
+
+
+def test_passes_are_a_mean_over_clips_that_were_read_by_what_counts_them():
+    lines = result_of(["a"] * 3, ["a"] * 3, [1.0] * 3).lines
+    passes = [replace(line, passes=n, too_long=n == 0) for n, line in zip((2, 0, 4), lines, strict=True)]
+    assert Result(passes, "primary").mean_passes == 3
+    assert Result([replace(passes[1])], "primary").mean_passes is None
+    assert Result([replace(line, model="pocketsphinx") for line in lines], "primary").mean_passes is None
 
 
 def test_a_model_that_says_it_has_no_draft_head_is_not_asked_for_one(run):
@@ -249,6 +265,14 @@ def test_settings_are_compared_with_the_first_or_the_one_named(run):
     assert english.comparison.n_clips == 2
     other = next(iter(compare_all(list(results.values()), "noise-8")))
     assert (other.first.mode, other.comparison.difference) == ("noise-8", pytest.approx(0.25))
+
+
+def test_of_several_models_one_is_compared_with_by_its_name():
+    first, second = (result_of(["a b"], [text], [1.0]) for text in ("a b", "a"))
+    second = Result([replace(line, model="other") for line in second.lines], "primary")
+    pairs = list(compare_all([first, second], "other s"))
+    assert [(pair.first.model, pair.second.model) for pair in pairs] == [("other", "m")]
+    assert pairs[0].comparison.difference == -0.5
 
 
 def test_durations_share_out_the_clips():

@@ -37,7 +37,7 @@ from .options import add_options
 from .report import describe_run, render_html, render_markdown
 from .sets import load_clip, read_sets
 from .store import Store, write_manifests
-from .summary import Result, compare_all, summarise
+from .summary import Asked, Result, compare_all, summarise
 from .systems import LoadModel, kind_of, load_canvas_model, open_system, settings_of, split_name
 
 REPORT_EVERY_S = 60.0
@@ -86,10 +86,10 @@ def run(
         for model in models
     ]
     groups = [group for name, clips in sets.items() for group in grouped(name, clips, options.limit)]
-    known = {setting.name for chosen in settings.values() for setting in chosen} | {
-        line.mode for line in store
-    }
-    if options.against not in (None, *known):
+    asked = [Asked(model, setting.name) for model, chosen in settings.items() for setting in chosen]
+    asked += [Asked(line.model, line.mode) for line in store]
+    if options.against is not None and not any(options.against in one.names for one in asked):
+        known = dict.fromkeys(one.names[len(models) > 1] for one in asked)
         raise OptionError(f"--against: no setting {options.against!r}: use one of {', '.join(sorted(known))}")
 
     def report() -> None:

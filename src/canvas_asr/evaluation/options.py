@@ -78,5 +78,8 @@ def _add_result(result: Any) -> None:
         "CER for hi and zh; the default), raw_wer, marks_cer, leaderboard_wer, ...",
     )
     result.add_argument(
-        "--against", metavar="SETTING", help="setting that the others are compared with (default: the first)"
+        "--against",
+        metavar="SETTING",
+        help="setting that the others are compared with, behind its model where several have it, as in "
+        "'tiny draft' (default: the first)",
     )

@@ -14,6 +14,7 @@ from .metrics import PRIMARY_METRICS, RATES, ErrorCounts, Scores, primary_rate, 
 from .modes import Speakers
 from .significance import Comparison, compare, intervals
 from .store import Line
+from .systems import kind_of
 
 BUCKETS_S = (0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 """Where buckets of duration begin, in seconds; the last has no end."""
@@ -30,6 +31,11 @@ class Asked:
 
     model: str
     mode: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What it may be asked for by: its setting, and its setting behind its model."""
+        return self.mode, f"{self.model} {self.mode}"
 
 
 @dataclass(frozen=True)
@@ -115,9 +121,13 @@ class Result:
         return self.audio_s / self.seconds if self.seconds else None
 
     @property
-    def mean_passes(self) -> float:
-        """Denoising passes, mean over clips."""
-        return sum(line.passes for line in self.lines) / len(self.lines)
+    def mean_passes(self) -> float | None:
+        """Denoising passes (autoregressive decoding: tokens), mean over clips that were not too long.
+
+        None where there is no such clip, or the system counts none.
+        """
+        passes = [line.passes for line in self.lines if not line.too_long]
+        return sum(passes) / len(passes) if passes and kind_of(self.asked.model).counts_passes else None
 
     @property
     def language_accuracy(self) -> float | None:
@@ -261,7 +271,8 @@ def compare_all(results: Sequence[Result], against: str | None = None, seed: int
 
     Args:
         results: Of `summarise`.
-        against: Setting to compare with; None takes the first of each group.
+        against: Setting to compare with, behind its model where several have it (``tiny draft``); None takes
+            the first of each group.
         seed: Of the draws.
     """
     groups: dict[tuple[str, str, Speakers], list[Result]] = {}
@@ -269,7 +280,7 @@ def compare_all(results: Sequence[Result], against: str | None = None, seed: int
         if result.condition == CLEAN:
             groups.setdefault((result.testset, result.language, result.speakers), []).append(result)
     for (testset, language, speakers), members in groups.items():
-        base = next((r for r in members if against in (None, r.asked.mode)), None)
+        base = next((r for r in members if against in (None, *r.asked.names)), None)
         for other in members:
             if base is None or other is base:
                 continue

@@ -271,12 +271,13 @@ def _same_weights(kind: str, recogniser: Recogniser) -> System:
 
 
 class _Canvas:
-    """A model of this package."""
+    """A model of this package; what is longer than it takes at once is read in pieces."""
+
+    max_audio_s: float | None = None
 
     def __init__(self, name: str, recogniser: Recogniser) -> None:
         self.name = name
         self.recogniser = recogniser
-        self.max_audio_s: float | None = getattr(recogniser, "max_audio_s", None)
 
     def read(self, request: Request) -> Sequence[TranscriptLike]:
         """Decode."""

@@ -58,7 +58,7 @@ def unit(rate: str) -> str:
 
 def asked_name(asked: Asked, models: Sequence[str]) -> str:
     """Name of a column or line: the setting, behind its model where there are several."""
-    return asked.mode if len(models) == 1 else f"{asked.model} {asked.mode}"
+    return asked.names[len(models) > 1]
 
 
 def models_of(results: Sequence[Result]) -> list[str]:
@@ -165,16 +165,17 @@ def errors(results: Sequence[Result]) -> Table:
                 *(str(n) for n in (counts.substitutions, counts.deletions, counts.insertions)),
                 percent(r.scores.repetition_rate),
                 percent(r.language_accuracy),
-                f"{r.mean_passes:.1f}",
+                NONE if r.mean_passes is None else f"{r.mean_passes:.1f}",
                 _speed(r.rtfx),
             ]
         )
     return Table(
         "Errors, passes and speed",
         "95 % interval by bootstrap over clips; substitutions, deletions and insertions in units of the "
-        f"rate. *Loops*: share of outputs in which 1 to {MAX_NGRAM} words (zh: characters) stand {REPEATS} "
-        "times or more in a row. *Language*: detected right. *RTFx*: seconds of audio per second, "
-        "waveform to text, without loading and one warm-up call.",
+        f"rate. *Loops*: share of outputs in percent in which 1 to {MAX_NGRAM} words (zh: characters) stand "
+        f"{REPEATS} times or more in a row. *Language*: detected right, in percent. *Passes*: of denoising, "
+        "mean over clips; of autoregressive decoding, tokens. *RTFx*: seconds of audio per second, waveform "
+        "to text, without loading and one warm-up call.",
         [*_HEAD, "Rate", "95 % interval", "Sub", "Del", "Ins", "Loops", "Language", "Passes", "RTFx"],
         rows,
         4,
