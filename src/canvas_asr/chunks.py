@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .audio_files import SAMPLE_RATE_HZ, Samples
 from .vad import FRAME_SAMPLES, LoudnessDetector, Scores
@@ -23,10 +22,9 @@ BEGIN_SCORE, STAY_SCORE = 0.5, 0.35
 PAD_FRAMES = round(0.3 * FRAMES_PER_S)  # kept around speech, whose soft ends score low
 MAX_PAUSE_FRAMES = round(0.8 * FRAMES_PER_S)  # longer ones end a chunk: the speaker or language may change
 MIN_SPEECH_FRAMES = 3  # shorter is a click
-MIN_SILENCE_FRAMES = 3  # shorter is a consonant
 EARLIEST_CUT = 0.5  # of the longest chunk: before that it is too short to be worth a silence
 MIN_CHUNK_SAMPLES = SAMPLE_RATE_HZ // 2  # shorter ones are not split again
-_SMOOTHING = np.ones(5, np.float32) / 5
+_AROUND_FRAMES = (3, 11, 31)  # 0.1, 0.35 and 1 s
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +61,7 @@ class Chunk:
         if len(self.samples) < 2 * MIN_CHUNK_SAMPLES:
             return None
         n_frames = len(self.samples) // FRAME_SAMPLES
-        speech = self.scores[:n_frames] >= STAY_SCORE
-        cut = _best_cut(self.samples, self.scores, speech, n_frames // 4, n_frames - n_frames // 4)
+        cut = _best_cut(self.samples, self.scores, n_frames // 4, n_frames - n_frames // 4)
         at = cut * FRAME_SAMPLES
         first = Chunk(self.start, self.samples[:at], self.scores[:cut])
         return first, Chunk(self.start + at, self.samples[at:], self.scores[cut:])
@@ -160,7 +157,7 @@ class ChunkPacker:
         start = self._start or 0
         first, last = start - self._first, end - self._first
         earliest = first + int(EARLIEST_CUT * self._max_frames)
-        cut = self._first + _best_cut(self._samples, self._scores, self._speech, earliest, last)
+        cut = self._first + _best_cut(self._samples, self._scores, earliest, last)
         spoken = np.flatnonzero(self._speech[first : cut - self._first])
         last_spoken = start + int(spoken[-1]) if len(spoken) else start
         chunk = self._take(start, min(cut, last_spoken + 1 + PAD_FRAMES))
@@ -187,29 +184,20 @@ class ChunkPacker:
             self._first = frame
 
 
-def _best_cut(
-    samples: Samples, scores: Scores, speech: npt.NDArray[np.bool_], earliest: int, latest: int
-) -> int:
-    """Find a frame to cut before: the middle of the longest silence, otherwise where least is heard.
+def _best_cut(samples: Samples, scores: Scores, earliest: int, latest: int) -> int:
+    """Find the frame to cut before: where least is heard around it, so that a long silence beats a short one.
 
     Args:
         samples: All frames, of FRAME_SAMPLES each.
-        scores: One for each.
-        speech: Which hold speech.
-        earliest: First frame that will do, at least 1.
+        scores: One for each, those behind ``latest`` unused.
+        earliest: First frame that will do.
         latest: The one behind the last.
     """
     earliest = max(1, earliest)
-    edges = np.flatnonzero(np.diff(np.concatenate([[True], speech[earliest:latest], [True]]).astype(np.int8)))
-    begins, ends = edges[::2], edges[1::2]
-    if len(begins):
-        longest = int(np.argmax((ends - begins)[::-1]))  # of equal ones the last
-        begin, end = int(begins[::-1][longest]), int(ends[::-1][longest])
-        if end - begin >= MIN_SILENCE_FRAMES:
-            return earliest + (begin + end) // 2
-    # A certain detector says 1.0 throughout speech: loudness tells the points apart.
-    heard = scores[earliest:latest] + LoudnessDetector()(
-        samples[earliest * FRAME_SAMPLES : latest * FRAME_SAMPLES]
-    )
-    padded = np.pad(heard, len(_SMOOTHING) // 2, mode="edge")
-    return earliest + int(np.convolve(padded, _SMOOTHING, mode="valid").argmin())
+    # Loudness too: a certain detector scores 1.0 throughout, and a doubtful one scores low within words.
+    heard = scores[:latest] + LoudnessDetector()(samples[: latest * FRAME_SAMPLES])
+    around = np.zeros(latest, np.float64)
+    for n_frames in _AROUND_FRAMES:
+        padded = np.pad(heard, n_frames // 2, mode="edge")
+        around += np.convolve(padded, np.ones(n_frames) / n_frames, mode="valid")
+    return earliest + int(around[earliest:].argmin())

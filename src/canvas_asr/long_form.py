@@ -147,7 +147,7 @@ class LongForm:
     def _read(
         self, recordings: Iterable[tuple[Recording, float | None]], progress: Progress
     ) -> Iterator[Piece | None]:
-        """Give the pieces of all recordings; None for a recording without any."""
+        """Give the pieces of all recordings; None where there are none, or none for long."""
         for recording, expected_s in recordings:
             self._order.append(recording)
             progress.open(recording, expected_s)

@@ -25,6 +25,7 @@ from .transcripts import empty_transcript, join_transcripts, shift_transcript
 from .vad import FRAME_SAMPLES, LoudnessDetector, SileroDetector
 
 READ_SAMPLES = 64 * FRAME_SAMPLES  # 2 s: the detector is quick with many frames at once
+SILENT_BLOCKS = 15  # are read before those that wait get their turn
 
 
 @dataclass(eq=False)
@@ -82,8 +83,8 @@ class Recording:
         """Whether all of it is transcribed."""
         return self.is_read and not self._pieces
 
-    def read(self, on_read: Callable[[], None]) -> Iterator[Piece]:
-        """Read on to the next piece.
+    def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
+        """Read on to the next piece; None where there is none in some seconds.
 
         Args:
             on_read: Called when some more is read and :attr:`done_s` may have grown.
@@ -101,7 +102,7 @@ class Recording:
         while self._pieces and (transcript := self._pieces[0].transcript) is not None:
             piece = self._pieces.popleft()
             self.seconds += piece.seconds
-            part = shift_transcript(transcript, piece.chunk.start_s)
+            part = shift_transcript(transcript, piece.chunk.start)
             self._parts.append(part)
             self.segments += part.segments
             self.done_s = piece.chunk.end / SAMPLE_RATE_HZ
@@ -136,7 +137,7 @@ class Clip(Recording):
         super().__init__(place, name, len(samples) / SAMPLE_RATE_HZ)
         self._samples = samples
 
-    def read(self, on_read: Callable[[], None]) -> Iterator[Piece]:
+    def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
         """Give the piece; of zero samples none."""
         if len(self._samples):
             self._pieces.append(Piece(self, Chunk(0, self._samples, np.zeros(0, np.float32))))
@@ -179,9 +180,9 @@ class LongRecording(Recording):
         self._detector = SileroDetector() if vad else LoudnessDetector()
         self._packer = ChunkPacker(max_samples, all_is_speech=not vad)
 
-    def read(self, on_read: Callable[[], None]) -> Iterator[Piece]:
-        """Read block by block, and give the chunks that are complete."""
-        n_samples = 0
+    def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
+        """Read block by block, and give the chunks that are complete; see :meth:`Recording.read`."""
+        n_samples = n_silent = 0
         started = time.perf_counter()
         try:
             for block in in_blocks(self._source, READ_SAMPLES):
@@ -192,10 +193,14 @@ class LongRecording(Recording):
                     chunks += self._packer.finish(n_samples)
                 new = [Piece(self, chunk) for chunk in chunks]
                 self._pieces += new
+                n_silent = 0 if new else n_silent + 1
                 self._find_done()
                 self.seconds += time.perf_counter() - started
                 on_read()
                 yield from new
+                if n_silent == SILENT_BLOCKS:
+                    n_silent = 0
+                    yield None
                 started = time.perf_counter()
             self.audio_s = n_samples / SAMPLE_RATE_HZ
         except AudioError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from .audio_files import SAMPLE_RATE_HZ
 from .canvas import Vocabulary
 from .options import DecodingOptions
 from .processing import CanvasASRProcessor
@@ -72,20 +73,27 @@ def read_transcript(
     )
 
 
-def shift_transcript(transcript: Transcript, seconds: float) -> Transcript:
-    """Move what stands in a transcript to a later time; its length stays."""
-    if not seconds:
+def shift_transcript(transcript: Transcript, n_samples: int) -> Transcript:
+    """Move what stands in the transcript of a chunk to where the chunk is; its length stays.
+
+    Args:
+        transcript: Its times those of the chunk.
+        n_samples: Before the chunk, which seconds are counted from.
+    """
+    if not n_samples:
         return transcript
+    start_s = n_samples / SAMPLE_RATE_HZ
+    end_s = (n_samples + round(transcript.audio_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
 
     def moved(words: Sequence[Word] | None) -> tuple[Word, ...] | None:
         if words is None:
             return None
-        return tuple(replace(word, start=word.start + seconds, end=word.end + seconds) for word in words)
+        return tuple(
+            replace(word, start=min(start_s + word.start, end_s), end=min(start_s + word.end, end_s))
+            for word in words
+        )
 
-    segments = (
-        replace(one, start=one.start + seconds, end=one.end + seconds, words=moved(one.words))
-        for one in transcript.segments
-    )
+    segments = (replace(one, start=start_s, end=end_s, words=moved(one.words)) for one in transcript.segments)
     return replace(transcript, words=moved(transcript.words), segments=tuple(segments))
 
 
@@ -103,8 +111,12 @@ def join_transcripts(parts: Sequence[Transcript], audio_s: float, options: Decod
     """
     spoken = [part for part in parts if part.segments]
     if not spoken:
-        passes = sum(part.passes for part in parts)
-        return replace(empty_transcript(options), audio_s=audio_s, passes=passes)
+        return replace(
+            empty_transcript(options),
+            audio_s=audio_s,
+            passes=sum(part.passes for part in parts),
+            truncated=any(part.truncated for part in parts),
+        )
     seconds: dict[str, float] = {}
     for part in spoken:
         seconds[part.language] = seconds.get(part.language, 0.0) + part.audio_s
