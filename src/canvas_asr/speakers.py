@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, load_audio
-from .errors import DataError
+from .errors import DataError, OptionError
 from .result import Segment, Transcript, Word
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ def read_rttm(path: str | os.PathLike[str], recording: str | None = None) -> lis
             is named, or the one that is has no turn; the message names the file, and the line.
     """
     name = os.fsdecode(path)
-    recordings = _read_recordings(name)
+    return _choose(_read_recordings(name), recording, name)
+
+
+def _choose(recordings: dict[str, list[Turn]], recording: str | None, name: str) -> list[Turn]:
+    """Turns of one recording of the file ``name``; see :func:`read_rttm`."""
     if recording is None and len(recordings) > 1:
         raise DataError(f"{name}: turns of several recordings ({', '.join(recordings)}); name one of them.")
     if recording is not None and recording not in recordings:
@@ -193,31 +197,50 @@ def join_speakers(transcript: Transcript, turns: Iterable[Turn | tuple[float, fl
     return replace(transcript, segments=tuple(segments))
 
 
-def diarized(
-    transcript: Transcript,
-    source: AudioSource,
-    diarize: Diarize | str | os.PathLike[str],
-    sample_rate_hz: int | None = None,
-) -> Transcript:
-    """Join a transcript with the speaker turns of its audio.
+class Speakers:
+    """Joins transcripts with the speaker turns of their audio."""
 
-    Args:
-        transcript: With its segments.
-        source: Its audio, as :func:`canvas_asr.load_audio` takes it.
-        diarize: A callable that is given all samples, (N,) float32 mono, and their rate, 16 000 Hz, and gives
-            turns; or an RTTM file. Of its recordings the one with the name of the audio file, without folder
-            and ending, counts, or the only one.
-        sample_rate_hz: Rate of an array that comes without one.
+    def __init__(self, diarize: Diarize | str | os.PathLike[str] | None) -> None:
+        """Read an RTTM file, so that a bad one is told of before anything is transcribed.
 
-    Raises:
-        DataError: If a turn is none, or the RTTM file cannot be used.
-    """
-    if callable(diarize):
-        return join_speakers(transcript, diarize(load_audio(source, sample_rate_hz), SAMPLE_RATE_HZ))
-    is_file = isinstance(source, (str, os.PathLike))
-    own = Path(os.fsdecode(source)).stem if is_file else None
-    recordings = _read_recordings(os.fsdecode(diarize))
-    return join_speakers(transcript, read_rttm(diarize, own if own in recordings else None))
+        Args:
+            diarize: A callable that is given all samples, (N,) float32 mono, and their rate, 16 000 Hz, and
+                gives turns; or an RTTM file. Of its recordings the one with the name of the audio file,
+                without folder and ending, counts, or the only one. None: nobody is told apart.
+
+        Raises:
+            DataError: If the RTTM file cannot be used.
+            OptionError: If it is none of these.
+        """
+        self._diarize = diarize
+        self._recordings: dict[str, list[Turn]] = {}
+        if isinstance(diarize, (str, os.PathLike)):
+            self._recordings = _read_recordings(os.fsdecode(diarize))
+        elif diarize is not None and not callable(diarize):
+            raise OptionError(f"diarize is {diarize!r}; give a callable or an RTTM file.")
+
+    def join(
+        self, transcript: Transcript, source: AudioSource, sample_rate_hz: int | None = None
+    ) -> Transcript:
+        """Say who spoke in a transcript; see :func:`join_speakers`.
+
+        Args:
+            transcript: With its segments.
+            source: Its audio, as :func:`canvas_asr.load_audio` takes it.
+            sample_rate_hz: Rate of an array that comes without one.
+
+        Raises:
+            DataError: If a turn is none, or the RTTM file has several recordings and none of this name.
+        """
+        if self._diarize is None:
+            return transcript
+        if callable(self._diarize):
+            return join_speakers(
+                transcript, self._diarize(load_audio(source, sample_rate_hz), SAMPLE_RATE_HZ)
+            )
+        own = Path(os.fsdecode(source)).stem if isinstance(source, (str, os.PathLike)) else None
+        name = own if own in self._recordings else None
+        return join_speakers(transcript, _choose(self._recordings, name, os.fsdecode(self._diarize)))
 
 
 def _split(segment: Segment, turns: _Overlaps) -> list[Segment]:

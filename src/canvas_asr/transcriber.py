@@ -29,6 +29,7 @@ from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
 from .recordings import LongRecording, RecordingReader, file_name
 from .result import Segment, Transcript
+from .speakers import Diarize, Speakers
 from .transcripts import empty_transcript
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class _Keywords(_Decoding, total=False):
     batch_size: int
     sample_rate_hz: int | None
     vad: bool | None
+    diarize: Diarize | FilePath | None
     on_progress: OnProgress | None
     on_pass: OnPass | None
     on_canvas: OnCanvas | None
@@ -202,6 +204,7 @@ class Transcriber:
         batch_size: int = 8,
         sample_rate_hz: int | None = None,
         vad: bool | None = None,
+        diarize: Diarize | FilePath | None = None,
         on_progress: OnProgress | None = None,
         on_pass: OnPass | None = None,
         on_canvas: OnCanvas | None = None,
@@ -227,6 +230,7 @@ class Transcriber:
             sample_rate_hz: Rate of arrays that come without one.
             vad: Whether only speech is transcribed, as voice activity detection finds it; None: where the
                 audio is longer than the model takes at once.
+            diarize: What tells who spoke when: see :class:`~canvas_asr.speakers.Speakers`.
             on_progress: Called with the seconds of audio that are done and those there are in all: never
                 fewer done than before, and at the end all.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
@@ -245,7 +249,7 @@ class Transcriber:
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
         self._check(options, batch_size)
-        reader = self._reader(options, vad)
+        reader, speakers = self._reader(options, vad), Speakers(diarize)
         items = source if isinstance(source, list) else [source]
         recordings = []
         for place, item in enumerate(items):
@@ -265,7 +269,8 @@ class Transcriber:
                 result = recording.result(options)
                 if isinstance(result, AudioError):
                     raise result
-                found[recording.place] = result
+                place = recording.place
+                found[place] = speakers.join(result, items[place], sample_rate_hz)
         return found if isinstance(source, list) else found[0]
 
     def stream_file(

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_clips import tones
 
-from canvas_asr.errors import DataError
+from canvas_asr.errors import DataError, OptionError
+from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.result import Segment, Token, Transcript, Word
-from canvas_asr.speakers import Turn, diarized, join_speakers, read_rttm
+from canvas_asr.speakers import Speakers, Turn, join_speakers, read_rttm
+from canvas_asr.transcriber import Transcriber
 
 RTTM = """\
 ;; made by hand
@@ -158,7 +162,7 @@ def test_a_callable_is_given_all_samples_and_their_rate() -> None:
         return [(0.0, 1.0, "ann")]
 
     said = transcript(Segment(0.0, 1.0, "a", "en", 1.0, (), 0.5, 1))
-    joined = diarized(said, np.zeros(8_000, np.float32), diarize, 8_000)
+    joined = Speakers(diarize).join(said, np.zeros(8_000, np.float32), 8_000)
     assert heard == [((16_000,), 16_000)]
     assert spoken(joined) == [("ann", "a")]
 
@@ -166,7 +170,26 @@ def test_a_callable_is_given_all_samples_and_their_rate() -> None:
 def test_a_file_has_the_turns_of_its_name(tmp_path: Path) -> None:
     path = rttm(tmp_path, RTTM + "SPEAKER call 1 0 1 <NA> <NA> eve\n")
     said = transcript(Segment(0.0, 1.0, "a", "en", 1.0, (), 0.5, 1))
-    assert spoken(diarized(said, tmp_path / "call.wav", path)) == [("eve", "a")]
+    assert spoken(Speakers(path).join(said, tmp_path / "call.wav")) == [("eve", "a")]
     with pytest.raises(DataError, match="several recordings"):
-        diarized(said, tmp_path / "talk.wav", path)
-    assert spoken(diarized(said, tmp_path / "talk.wav", rttm(tmp_path))) == [("ann", "a")]
+        Speakers(path).join(said, tmp_path / "talk.wav")
+    assert spoken(Speakers(rttm(tmp_path)).join(said, tmp_path / "talk.wav")) == [("ann", "a")]
+    assert Speakers(None).join(said, tmp_path / "talk.wav") is said
+
+
+def test_what_is_neither_callable_nor_file_is_refused() -> None:
+    with pytest.raises(OptionError, match="diarize is 3; give a callable or an RTTM file"):
+        Speakers(3)  # type: ignore[arg-type]
+
+
+def test_transcribe_asks_for_speakers_and_refuses_a_bad_file_before_it_reads(
+    model: CanvasASRModel, processor: CanvasASRProcessor, tmp_path: Path
+) -> None:
+    asr = Transcriber(model, processor)
+    clip = (tones(1.0, 0), 16_000)
+    found = asr.transcribe(clip, steps=1, init="draft", diarize=lambda samples, rate: [(0.0, 1.0, "ann")])
+    assert [segment.speaker for segment in found.segments] == ["ann"]
+    several = asr.transcribe([clip, clip], steps=1, init="draft", diarize=rttm(tmp_path))
+    assert [segment.speaker for one in several for segment in one.segments] == ["ann", "ann"]
+    with pytest.raises(DataError, match=r"no\.rttm: cannot be read"):
+        asr.transcribe(tmp_path / "no.wav", diarize=tmp_path / "no.rttm")
