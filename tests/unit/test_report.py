@@ -153,6 +153,24 @@ def test_the_page_has_a_plot_for_each_family_of_conditions(page: str) -> None:
         assert label in page  # as text, not as shapes
 
 
+def test_every_setting_has_a_line_where_it_was_heard_and_none_elsewhere() -> None:
+    many = [english(0, "a b", "a", mode=f"set-{i}") for i in range(12)]
+    noisy = [english(0, "a b", "a", mode=f"set-{i}", condition="noise-0") for i in (9, 11)]
+    text = render_html(RUN, summarise([*many, *noisy], "primary"))
+    plots = dict(
+        re.findall(r"<h2>([^<]*)</h2>\n<p class=\"note\">[^\n]*</p>\n<figure>(.*?)</figure>", text, re.S)
+    )
+    for i in range(12):
+        assert f">set-{i}</text>" in plots["Accuracy and speed"]
+        assert (f">set-{i}</text>" in plots["Robustness: noise"]) == (i in (9, 11))
+
+
+def test_the_page_says_what_is_known_of_the_machine() -> None:
+    run = {**RUN, "where": "a machine, 2 CPUs"}
+    assert "on a machine, 2 CPUs; batch 16, seed 0." in render_markdown(run, summarise(LINES, "primary"))
+    assert "None" not in describe_run("x", ["tiny"], 1, 0, None)["where"]
+
+
 def test_texts_are_escaped(page: str) -> None:
     assert "<script>" not in page
     assert "<b>" not in page

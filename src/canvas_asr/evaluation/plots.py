@@ -14,13 +14,14 @@ from .tables import asked_name, clean, models_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_LINES = 8  # in one plot; more cannot be told apart
+_LEGEND_IN = 0.17  # height of a line of the legend
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 _MARKERS = "osD^vP*X"
+_DASHES = ("-", "--", ":", "-.")
 
 
-def _draw(paint: Callable[[Axes], None], height_in: float = 3.6) -> str:
-    """Draw one plot; gives an ``<svg>`` element."""
+def _draw(paint: Callable[[Axes], None], n_lines: int = 0, height_in: float = 3.6) -> str:
+    """Draw one plot, high enough for a legend of so many lines; gives an ``<svg>`` element."""
     import matplotlib
 
     style: dict[Any, Any] = {
@@ -39,7 +40,7 @@ def _draw(paint: Callable[[Axes], None], height_in: float = 3.6) -> str:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7.5, height_in), layout="constrained")
+        figure = Figure(figsize=(7.5, max(height_in, 0.6 + _LEGEND_IN * n_lines)), layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
         file = io.StringIO()
@@ -50,7 +51,13 @@ def _draw(paint: Callable[[Axes], None], height_in: float = 3.6) -> str:
 
 
 def _style(i: int) -> dict[str, Any]:
-    return {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5}
+    cycle, place = divmod(i, len(_COLOURS))
+    return {
+        "color": _COLOURS[place],
+        "marker": _MARKERS[(place + cycle) % len(_MARKERS)],
+        "linestyle": _DASHES[cycle % len(_DASHES)],
+        "markersize": 5,
+    }
 
 
 def _rows(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -79,7 +86,7 @@ def error_rates(results: Sequence[Result]) -> str | None:
         return None
     models = models_of(shown)
     columns = list(dict.fromkeys(result.asked for result in shown))
-    rows = dict(list(_rows(shown).items())[:MAX_LINES])
+    rows = _rows(shown)
 
     def paint(axes: Axes) -> None:
         for i, (name, members) in enumerate(rows.items()):
@@ -89,7 +96,8 @@ def error_rates(results: Sequence[Result]) -> str | None:
             ends = [result.intervals[result.rate] or (0.0, 0.0) for result in members]
             low = [max(0.0, at - 100 * end[0]) for at, end in zip(y, ends, strict=True)]
             high = [max(0.0, 100 * end[1] - at) for at, end in zip(y, ends, strict=True)]
-            axes.errorbar(x, y, yerr=[low, high], label=name, linestyle="none", linewidth=1, **_style(i))
+            style = {**_style(i), "linestyle": "none"}
+            axes.errorbar(x, y, yerr=[low, high], label=name, linewidth=1, **style)
         names = [asked_name(asked, models) for asked in columns]
         axes.set_xticks(
             range(len(columns)),
@@ -101,7 +109,7 @@ def error_rates(results: Sequence[Result]) -> str | None:
         axes.set_ylim(bottom=0)
         _legend(axes)
 
-    return _draw(paint, 4.2)
+    return _draw(paint, len(rows), 4.2)
 
 
 def speed(results: Sequence[Result]) -> str | None:
@@ -121,18 +129,17 @@ def speed(results: Sequence[Result]) -> str | None:
     models = models_of(results)
 
     def paint(axes: Axes) -> None:
-        for asked, rtfx, rate in points:
-            i = models.index(asked.model)
-            axes.plot(rtfx, rate, linestyle="none", **_style(i))
-            axes.annotate(
-                asked_name(asked, models), (rtfx, rate), textcoords="offset points", xytext=(6, 3), fontsize=8
-            )
+        for i, (asked, rtfx, rate) in enumerate(points):
+            axes.plot(rtfx, rate, label=asked_name(asked, models), **(_style(i) | {"linestyle": "none"}))
         axes.set_xscale("log")
-        axes.margins(x=0.2, y=0.15)
+        for kind in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            kind(lambda value, _: f"{value:g}")  # 200, not 2 × 10²
+        axes.margins(x=0.1, y=0.15)
         axes.set_xlabel("seconds of audio per second (RTFx)")
         axes.set_ylabel("error rate, %, mean over rows")
+        _legend(axes)
 
-    return _draw(paint)
+    return _draw(paint, len(points))
 
 
 def durations(results: Sequence[Result]) -> str | None:
@@ -150,7 +157,7 @@ def durations(results: Sequence[Result]) -> str | None:
     models = models_of(results)
 
     def paint(axes: Axes) -> None:
-        for i, (asked, found) in enumerate(list(lines.items())[:MAX_LINES]):
+        for i, (asked, found) in enumerate(lines.items()):
             x, y = [], []
             for place, name in enumerate(names):
                 rates = [bucket.counts.rate for bucket in found.get(name, ()) if bucket.counts.defined]
@@ -164,7 +171,7 @@ def durations(results: Sequence[Result]) -> str | None:
         axes.set_ylim(bottom=0)
         _legend(axes)
 
-    return _draw(paint)
+    return _draw(paint, len(lines))
 
 
 _AXES = {
@@ -180,8 +187,9 @@ def robustness(results: Sequence[Result]) -> Iterator[tuple[str, str]]:
     for family, axis in _AXES.items():
         names = [c.name for c in CONDITIONS.values() if c.family == family]
         shown = _with_value([r for r in results if r.condition in (CLEAN, *names)])
-        if any(result.condition in names for result in shown):
-            yield family, _family(shown, family, axis)
+        changed = {result.asked for result in shown if result.condition in names}
+        if changed:  # what has heard clean speech alone has no line here
+            yield family, _family([r for r in shown if r.asked in changed], family, axis)
     silent = [result for result in results if result.condition == SILENCE]
     if silent:
         yield SILENCE, _silence(silent)
@@ -200,7 +208,7 @@ def _family(results: Sequence[Result], family: str, axis: str) -> str:
     conditions.sort(key=lambda c: _level(c.level, family), reverse=family == "noise")
 
     def paint(axes: Axes) -> None:
-        for i, (asked, found) in enumerate(list(lines.items())[:MAX_LINES]):
+        for i, (asked, found) in enumerate(lines.items()):
             x = [place for place, c in enumerate(conditions) if c.name in found]
             y = [sum(found[c.name]) / len(found[c.name]) for c in conditions if c.name in found]
             axes.plot(x, y, label=asked_name(asked, models), **_style(i))
@@ -215,7 +223,7 @@ def _family(results: Sequence[Result], family: str, axis: str) -> str:
         axes.set_ylim(bottom=0)
         _legend(axes)
 
-    return _draw(paint)
+    return _draw(paint, len(lines))
 
 
 def _level(level: float | None, family: str) -> float:

@@ -80,20 +80,26 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Evaluation of {title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 75rem;
-  margin: 2rem auto; padding: 0 1rem; }}
+:root {{ color-scheme: light dark; --text: #1a1a1a; --page: #fff; --note: #444; --line: #ddd; --rule: #888;
+  --code: #f2f2f2; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #e4e4e4; --page: #16181b; --note: #b4b4b4; --line: #3a3d42; --rule: #777;
+    --code: #262a2f; }}
+}}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 75rem;
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }}
 h1 {{ font-size: 1.6rem; }}
 h2 {{ font-size: 1.2rem; margin-top: 2.2rem; }}
-p.note {{ color: #444; max-width: 55rem; }}
+p.note {{ color: var(--note); max-width: 55rem; }}
 div.wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.88rem;
   white-space: nowrap; }}
-th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }}
-th {{ border-bottom: 2px solid #888; }}
+th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; }}
+th {{ border-bottom: 2px solid var(--rule); }}
 th.word, td.word {{ text-align: left; }}
-figure {{ margin: 0; }}
-svg {{ max-width: 100%; height: auto; }}
-code {{ background: #f2f2f2; padding: 0 0.2rem; overflow-wrap: anywhere; }}
+figure {{ margin: 0; overflow-x: auto; max-width: 48rem; background: #fff; border-radius: 4px; }}
+svg {{ display: block; width: 100%; min-width: 36rem; height: auto; }}
+code {{ background: var(--code); padding: 0 0.2rem; overflow-wrap: anywhere; }}
 </style>
 </head>
 <body>
@@ -122,7 +128,11 @@ def _figures(results: Sequence[Result]) -> Iterator[tuple[str, str, str]]:
     """Title, explanation and SVG of every plot."""
     found = [
         ("Error rates", "With 95 % intervals over clips.", plots.error_rates(results)),
-        ("Accuracy and speed", "Up and left is worse: slower, and with more errors.", plots.speed(results)),
+        (
+            "Accuracy and speed",
+            "Means over rows, WER and CER alike. Up and left is worse: slower, and with more errors.",
+            plots.speed(results),
+        ),
         ("Error rates by duration", "", plots.durations(results)),
     ]
     for title, note, svg in found:
