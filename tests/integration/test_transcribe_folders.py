@@ -26,6 +26,7 @@ import canvas_asr
 from canvas_asr import outputs
 from canvas_asr.cli import main, progress
 from canvas_asr.cli.progress import Progress, clock
+from canvas_asr.cli.transcribe import _in_order
 from canvas_asr.outputs import MARKS
 
 ENVIRONMENT = os.environ | {
@@ -121,7 +122,9 @@ def test_nothing_is_overwritten_and_that_is_said_first(
     assert (out / "a.wav.txt").read_text() == "one two. three\n"
 
 
-def test_resuming_does_what_is_left(folder: Path, transcribe, asr: FakeTranscriber) -> None:
+def test_resuming_does_what_is_left(
+    folder: Path, transcribe, asr: FakeTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = folder.parent / "out"
     options = (folder, "-o", out, "--output-format", "txt")
     assert transcribe(*options, "--shard", "1/2")[0] == 0
@@ -132,6 +135,7 @@ def test_resuming_does_what_is_left(folder: Path, transcribe, asr: FakeTranscrib
     assert len(asr.asked) == 2
     assert not first & set(asr.asked)
     assert said[-1].endswith("; 2 done before")
+    monkeypatch.delattr(sys.modules["canvas_asr.transcriber"], "load")  # no model is needed for nothing
     assert transcribe(*options, "--resume")[2][-1] == f"canvas-asr: {out}: 4 done before"
     assert asr.asked == []
 
@@ -298,6 +302,11 @@ def test_durations_are_readable() -> None:
 
 
 # Several processes
+
+
+def test_results_are_printed_in_the_order_of_the_list() -> None:
+    found = _in_order([(4, "c"), (0, "a"), (7, "d"), (2, "b")], [0, 2, 4, 7])
+    assert list(found) == [(0, "a"), (2, "b"), (4, "c"), (7, "d")]
 
 
 def start(folder: Path, out: Path, *options: str, seconds: float = 0.0) -> subprocess.Popen[str]:

@@ -128,11 +128,16 @@ def _numbered(files: tuple[AudioInput, ...], places: list[int]) -> list[File]:
 def _results(
     options: argparse.Namespace, work: Work, sink: Sink, progress: Progress
 ) -> Iterator[tuple[int, Result]]:
-    """Transcribe what the sink wants, here or in other processes."""
+    """Transcribe what the sink wants, here or in other processes; the model is loaded if that is anything."""
+    wanted = sink.files()
+    first = next(wanted, None)
+    if first is None:
+        return
 
     def files() -> Iterator[File]:
         progress.start()  # the model is loaded
-        yield from sink.files()
+        yield first
+        yield from wanted
 
     if options.jobs > 1:
         yield from share_files(work, files(), options.jobs, progress.advance)
