@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .pipeline import CanvasASRPipeline
     from .processing import CanvasASRProcessor
     from .result import Gap, Segment, Token, Transcript, Word
+    from .speakers import Turn, join_speakers, read_rttm
     from .transcriber import Transcriber, load
 
 __version__ = "0.1.0"
@@ -45,10 +46,13 @@ __all__ = [
     "Token",
     "Transcriber",
     "Transcript",
+    "Turn",
     "Word",
     "__version__",
+    "join_speakers",
     "load",
     "load_audio",
+    "read_rttm",
 ]
 
 _HOME_OF = {
@@ -69,9 +73,12 @@ _HOME_OF = {
     "Token": "result",
     "Transcriber": "transcriber",
     "Transcript": "result",
+    "Turn": "speakers",
     "Word": "result",
+    "join_speakers": "speakers",
     "load": "transcriber",
     "load_audio": "audio",
+    "read_rttm": "speakers",
 }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_clips import tones
 
 import canvas_asr
+from canvas_asr.audio import SAMPLE_RATE_HZ
 from canvas_asr.languages import LANGUAGES
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
@@ -64,3 +66,20 @@ def test_chunks_in_several_languages_get_their_own() -> None:
     assert len({one.language for one in found}) >= 3
     alone = asr.transcribe_arrays([clips["hi"]], init="draft", steps=1)[0]
     assert found[4].language_probabilities == pytest.approx(alone.language_probabilities, abs=1e-4)
+
+
+def test_a_long_recording_gets_its_language_chunk_by_chunk() -> None:
+    """Two languages, each for longer than a chunk may be."""
+    asr = canvas_asr.load("tiny", device="cpu")
+    pause = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    clips = {language: asr.read(EXAMPLES / f"{language}.flac") for language in ("en", "zh")}
+    n_each = {language: round(14 * SAMPLE_RATE_HZ / len(clip)) for language, clip in clips.items()}
+    parts = [part for language, clip in clips.items() for part in [clip, pause] * n_each[language]]
+    found = asr.transcribe((np.concatenate(parts), SAMPLE_RATE_HZ), init="draft", steps=1)
+    languages = [segment.language for segment in found.segments]
+    assert languages[0] == "en"
+    assert languages[-1] == "zh"
+    for segment in found.segments:
+        assert segment.language_probabilities[segment.language] == segment.language_confidence
+    assert set(found.language_probabilities) == set(LANGUAGES)
+    assert sum(found.language_probabilities.values()) == pytest.approx(1)
