@@ -153,10 +153,11 @@ def _save(figure: Figure, path: Path) -> None:
     kind = path.suffix[1:].lower()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     # Without the time and the program's version, the same clip gives the same file.
-    metadata: dict[str, Any] = dict.fromkeys(METADATA.get(kind, ()))
-    smaller = {"pil_kwargs": {"optimize": True}} if kind == "png" else {}
+    settings: dict[str, Any] = {"metadata": dict.fromkeys(METADATA.get(kind, ()))}
+    if kind == "png":
+        settings["pil_kwargs"] = {"optimize": True}
     try:
-        figure.savefig(partial, dpi=DPI, format=kind, metadata=metadata, **smaller)
+        figure.savefig(partial, dpi=DPI, format=kind, **settings)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
