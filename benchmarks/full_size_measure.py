@@ -15,13 +15,15 @@ from full_size_timing import MEASURING_ERRORS, Budget, Record, Sizes, Timer
 from torch import Tensor
 from transformers import DynamicCache, WhisperFeatureExtractor
 
-from canvas_asr.backbone import crop_cache, encode_prefix, fuse_norms
+from canvas_asr.backbone import encode_prefix, fuse_norms
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.ctc import greedy_ctc
 from canvas_asr.cuda_graphs import GraphedBackbone
+from canvas_asr.decoding import Prefix
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import log_mel, pad_ids
 from canvas_asr.sampler import CanvasReading, SamplerConfig, SamplerOutput, read_pass, sample
+from canvas_asr.stock import generate_stock
 
 MODES = ("eager", "graphs")
 
@@ -247,8 +249,7 @@ class Bench:
 
     def stock_generate(self) -> list[Record]:
         """Time ``generate`` of transformers on the same weights and prefix: its defaults, then our canvas."""
-        config = self.model.backbone.config
-        default, ours = int(config.canvas_length), self.sizes.canvases[0]
+        default, ours = int(self.model.backbone.config.canvas_length), self.sizes.canvases[0]
         small, large = self.sizes.batches[0], self.sizes.batches[1]
         plan: list[tuple[int, int, int | None]] = [(small, default, None)]
         plan += [(small, ours, steps) for steps in self.sizes.stock_steps]
@@ -258,12 +259,10 @@ class Bench:
             what = f"stock generate: batch {n_batch}, canvas {canvas}, steps {steps or 'default'}"
             if not self.budget.allows(what, 5 + 0.02 * n_batch * (steps or 48)):
                 continue
-            config.canvas_length = canvas
             try:
                 found.append(self._stock(n_batch, canvas, steps))
             except MEASURING_ERRORS as error:
                 self.failed(what, error)
-            config.canvas_length = default
             self._free()
         return found
 
@@ -271,19 +270,17 @@ class Bench:
         self._reset_memory()
         mel = self._mel(CLIPS[0], n_batch)
         tokens, n_audio = self._front(CLIPS[0], mel)
-        embeds, _ = self._embed(tokens, n_audio)
-        _, prefix = encode_prefix(self.model.backbone, embeds)
-        last = self._prompt(n_audio.tolist())[0][:, -1:]
+        embeds, n_prompt = self._embed(tokens, n_audio)
+        hidden, cache = encode_prefix(self.model.backbone, embeds)
+        prefix = Prefix(cache, n_prompt, self._prompt(n_audio.tolist())[0], hidden, None)
 
-        def run(n_steps: int | None) -> Any:
-            options = {} if n_steps is None else {"max_denoising_steps": n_steps}
-            cache = crop_cache(prefix, embeds.shape[1] - 1)  # a copy, without the token that is given
-            return self.model.backbone.generate(last, past_key_values=cache, max_new_tokens=canvas, **options)
+        def run(n_steps: int | None) -> Tensor:
+            return generate_stock(self.model.backbone, prefix, canvas_length=canvas, steps=n_steps)[1]
 
         run(1)
-        outputs: list[Any] = []
-        seconds = self.timer.once(lambda: outputs.append(run(steps)))
-        passes = canvas / float(outputs[0].tokens_per_forward.float().mean())
+        taken: list[Tensor] = []
+        seconds = self.timer.once(lambda: taken.append(run(steps)))
+        passes = float(taken[0].float().mean())
         return {
             "batch": n_batch,
             "canvas": canvas,
