@@ -150,7 +150,24 @@ def measure(asr: Any, said: Sequence[Sentence], words: Record, decoding: Record,
 
 
 _INTRODUCTION = """\
-# Hotwords, measured
+# Hotwords
+
+    asr.transcribe("talk.wav", hotwords=["Zelkova Brandt", "Wexmoor"])
+    canvas-asr transcribe talk.wav --hotword "Zelkova Brandt" --hotwords names.txt --hotword-boost 3
+
+Words and phrases as they are to be written, at most 1,000; in a file, one a line. Nothing is trained: a word
+spotter goes over the posteriors of the CTC tap (`canvas_asr/biasing.py`, after CTC-WS, arXiv 2406.07096). A
+listed word is read where what it gains, `hotword_boost` nats for each token that the tokenizer makes of it,
+is more than what its letters lack against the greedy reading, in whichever tokens it is heard best. It takes
+the place of whole words. The draft then has it, a prompt that is made of the CTC reading is told it, and
+every pass adds to its tokens, from noise as from a draft; their confidences tell of that help too. Without
+hotwords nothing changes. Where a checkpoint takes text in its prompt, the list stands there as well
+([prompt.md](prompt.md)).
+
+A larger boost finds more of the listed words and inserts more that nobody said: list what may be said, and
+raise the boost only for a short list.
+
+## Measured
 
 {n_names} sentences with an invented or rare name and as many with common words in its place, in
 {n_languages} languages, said by espeak-ng in voices kept out of training
@@ -192,7 +209,7 @@ def markdown(content: Record) -> str:
                 ]
             )
         options = ", ".join(f"{name}={value}" for name, value in DECODINGS[decoding].items())
-        parts.append("\n".join([f"## {options}\n", *table(header, rows, 1), ""]))
+        parts.append("\n".join([f"### {options}\n", *table(header, rows, 1), ""]))
     return "\n".join(parts)
 
 
