@@ -178,7 +178,8 @@ said, a hundred sentences. *Error rate*: mean over the languages of WER (CER for
 Whisper-normalised, of the sentences with a name and of those without. *Time*: against the same decoding
 without hotwords. Boosts are nats a token; the default is {default:g}.
 
-Model `{model}`, {cpu}, threads: {n_threads}, batches of {batch_size}. Made by
+Model `{model}`, {cpu}, threads: {n_threads}, batches of {batch_size}; other processes ran
+beside it (load average {load_average_before:.1f} before). Made by
 
     {command}
 """
