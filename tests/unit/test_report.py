@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_store import line
 
+from canvas_asr.evaluation.quoted import quoted_tables
 from canvas_asr.evaluation.report import describe_run, render_html, render_markdown
 from canvas_asr.evaluation.store import Line
 from canvas_asr.evaluation.summary import compare_all, summarise
@@ -84,6 +86,12 @@ def test_published_figures_stand_last_and_are_marked_as_quoted(markdown: str) ->
     assert markdown.count("*Quoted, not measured here*") + markdown.count("*Quoted, not measured here.*") == 2
     assert "| TransFusion | 6.7 / 8.8 | – | arXiv 2210.07677 |" in rows(markdown, titles[-2])
     assert "| FLEURS zh, CER | 29.6 |" in rows(markdown, titles[-1])
+
+
+def test_the_documentation_quotes_the_same_systems() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for row in quoted_tables()[0].rows:
+        assert f"| {' | '.join(row)} |" in page
 
 
 def test_tables_without_rows_are_left_out() -> None:
