@@ -58,8 +58,9 @@ class Pipeline:
         config = getattr(self.run.model, "generation_config", None)
         self.names_languages = bool(getattr(config, "is_multilingual", False))
         self.generates = bool(self.run.model.can_generate())
+        extractor: Any = self.run.feature_extractor
         is_whisper = self.run.type == "seq2seq_whisper"
-        self.n_at_once: int | None = self.run.feature_extractor.n_samples if is_whisper else None
+        self.n_at_once: int | None = extractor.n_samples if is_whisper else None
         """Samples that Whisper takes at once; longer clips it cuts by its time stamps."""
 
     def read(self, request: Request) -> list[Reading]:
