@@ -68,6 +68,7 @@ def short() -> Iterator[str]:
         yield folder
 
 
+@pytest.mark.timeout(600)  # Ray starts a dozen processes, of which one imports torch
 def test_the_recipe_runs_on_a_local_ray(model: Path, paths: list[str], tmp_path: Path, short: str) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     assert RECIPE is not None
@@ -78,7 +79,7 @@ def test_the_recipe_runs_on_a_local_ray(model: Path, paths: list[str], tmp_path:
         [sys.executable, str(script), json.dumps([paths, str(model), str(out)])],
         capture_output=True,
         encoding="utf-8",
-        timeout=280,
+        timeout=550,
         check=False,
         env=os.environ
         | {
