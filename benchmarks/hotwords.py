@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import sys
 import time
 import unicodedata
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from one_model import add_options, circumstances, load_on_cpu, write
 
 from canvas_asr.card_sections import table
 from canvas_asr.evaluation.metrics import score
@@ -31,9 +30,7 @@ from canvas_asr.options import DecodingOptions
 from canvas_asr.synthesis.synthesizer import Synthesizer
 from canvas_asr.words import split_words
 
-HERE = Path(__file__).parent
-SENTENCES = HERE / "hotwords_sentences.json"
-DOCS = HERE.parent / "docs"
+SENTENCES = Path(__file__).parent / "hotwords_sentences.json"
 BOOSTS = (1.0, 2.0, 3.0, 5.0, 8.0)
 DECODINGS = {
     "draft": {"init": "draft", "steps": 0},
@@ -214,13 +211,7 @@ def markdown(content: Record) -> str:
     return "\n".join(parts)
 
 
-def _load(model: str) -> Any:
-    import canvas_asr
-
-    return canvas_asr.load(model, device="cpu")
-
-
-def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _load) -> int:
+def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = load_on_cpu) -> int:
     """Run the command; returns the exit code.
 
     Args:
@@ -229,21 +220,14 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
     """
     words = json.loads(SENTENCES.read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="as canvas-asr transcribe takes it")
+    add_options(parser, "hotwords")
     parser.add_argument("--n", type=int, default=10, help="names a language (default 10, all)")
     parser.add_argument("--languages", nargs="+", choices=list(words), default=list(words))
     parser.add_argument("--decodings", nargs="+", choices=list(DECODINGS), default=list(DECODINGS))
     parser.add_argument("--boosts", nargs="+", type=float, default=list(BOOSTS), help="nats a token")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
-    parser.add_argument("--out", type=Path, default=DOCS / "hotwords.json", help="JSON; a page beside it")
     options = parser.parse_args(argv)
 
-    import torch
-
-    from canvas_asr.evaluation.report import describe_machine, installed_versions
-
-    torch.set_num_threads(options.threads)
-    load_before = os.getloadavg()[0]
+    setting = circumstances("hotwords", argv, options)
     said = say(words, options.languages, options.n)
     asr = load_model(options.model)
     asr.transcribe_arrays([said[0].samples], steps=1)  # what is done once is not timed
@@ -253,10 +237,7 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
     }
     listed = words[options.languages[0]]
     content: Record = {
-        "command": shlex.join(
-            ["python", "benchmarks/hotwords.py", *(sys.argv[1:] if argv is None else argv)]
-        ),
-        "model": options.model,
+        **setting,
         "n_languages": len(options.languages),
         "codes": options.languages,
         "n_names": sum(sentence.name is not None for sentence in said),
@@ -264,19 +245,10 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
         "n_listed": len(listed["names"]) + len(listed["others"]),
         "default": DecodingOptions().hotword_boost,
         "batch_size": BATCH_SIZE,
-        "environment": {
-            **describe_machine(),
-            "n_threads": torch.get_num_threads(),
-            "load_average_before": load_before,
-            "versions": installed_versions(),
-        },
         "sentences": [{"text": s.text, "language": s.language, "name": s.name} for s in said],
         "runs": runs,
     }
-    options.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    page = markdown(content)
-    options.out.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
+    write(options.out, content, markdown(content))
     return 0
 
 

@@ -9,9 +9,6 @@ and ``docs/languages.md``: for synthetic and for real speech a table of true lan
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,11 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from one_model import add_options, circumstances, load_on_cpu, write
+
 from canvas_asr.card_sections import table
 from canvas_asr.languages import LANGUAGES
 from canvas_asr.manifest import MANIFEST_NAME, Clip, read_manifest
 
-DOCS = Path(__file__).parents[1] / "docs"
 SYNTHETIC = "synthetic"
 AIM = 0.95  # on synthetic speech
 BATCH_SIZE = 8
@@ -157,13 +155,7 @@ def markdown(content: Record) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _load(model: str) -> Any:
-    import canvas_asr
-
-    return canvas_asr.load(model, device="cpu")
-
-
-def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _load) -> int:
+def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = load_on_cpu) -> int:
     """Run the command; returns the exit code.
 
     Args:
@@ -171,26 +163,19 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
         load_model: Turns a name into a ``Transcriber``.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="as canvas-asr transcribe takes it")
+    add_options(parser, "languages")
     parser.add_argument("--testsets", type=Path, required=True, help="folder of sets, each with its manifest")
     parser.add_argument("--sets", nargs="+", help="only these")
     parser.add_argument("--limit", type=int, help="only so many clips of each set and language")
     parser.add_argument("--init", default="draft", help="of the decoding (default draft)")
     parser.add_argument("--steps", type=int, default=1, help="of the decoding (default 1)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
-    parser.add_argument("--out", type=Path, default=DOCS / "languages.json", help="JSON; a page beside it")
     options = parser.parse_args(argv)
-
-    import torch
-
-    from canvas_asr.evaluation.report import describe_machine, installed_versions
 
     manifests = sorted(options.testsets.glob(f"*/{MANIFEST_NAME}"))
     chosen = [path for path in manifests if options.sets is None or path.parent.name in options.sets]
     if not chosen:
         parser.error(f"{options.testsets}: no set with a {MANIFEST_NAME} in it")
-    torch.set_num_threads(options.threads)
-    load_before = os.getloadavg()[0]
+    setting = circumstances("languages", argv, options)
     asr = load_model(options.model)
     decoding = {"init": options.init, "steps": options.steps}
     found: list[Found] = []
@@ -201,23 +186,11 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
         for kind in (SYNTHETIC, "real")
     }
     content: Record = {
-        "command": shlex.join(
-            ["python", "benchmarks/languages.py", *(sys.argv[1:] if argv is None else argv)]
-        ),
-        "model": options.model,
+        **setting,
         "decoding": f"init={options.init}, steps={options.steps}",
-        "environment": {
-            **describe_machine(),
-            "n_threads": torch.get_num_threads(),
-            "load_average_before": load_before,
-            "versions": installed_versions(),
-        },
         "kinds": {kind: figures(own) for kind, own in kinds.items() if own},
     }
-    options.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    page = markdown(content)
-    options.out.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
+    write(options.out, content, markdown(content))
     return 0
 
 

@@ -11,10 +11,7 @@ and the reference text aligned to the same audio; both again behind ten seconds 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
-import shlex
 import sys
 import unicodedata
 from collections import defaultdict
@@ -26,6 +23,7 @@ from typing import Any
 
 import jiwer
 import numpy as np
+from one_model import add_options, circumstances, load_on_cpu, write
 from word_times_report import ALL, Record, markdown
 
 from canvas_asr.audio import SAMPLE_RATE_HZ
@@ -33,7 +31,6 @@ from canvas_asr.result import Word
 from canvas_asr.synthesis.synthesizer import Synthesizer, Utterance, spoken_text
 from canvas_asr.words import make_words, split_words
 
-DOCS = Path(__file__).parents[1] / "docs"
 AIM_MEDIAN_S, AIM_95_S = 0.1, 0.3
 BATCH_SIZE = 8
 _SYLLABLE = re.compile(r"[a-zê]+[1-5]")
@@ -266,13 +263,7 @@ def targets(content: Record) -> list[Record]:
     return found
 
 
-def _load(model: str) -> Any:
-    import canvas_asr
-
-    return canvas_asr.load(model, device="cpu")
-
-
-def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _load) -> int:
+def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = load_on_cpu) -> int:
     """Run the command; returns the exit code.
 
     Args:
@@ -280,23 +271,16 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
         load_model: Turns a name into a ``Transcriber``.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="as canvas-asr transcribe takes it")
+    add_options(parser, "word_times")
     parser.add_argument("--manifest", type=Path, required=True, help="clips whose texts are said again")
     parser.add_argument("--n", type=int, default=100, help="sentences a language (default 100)")
     parser.add_argument("--n-silence", type=int, default=20, help="those behind silence (default 20)")
     parser.add_argument("--silence-s", type=float, default=10.0, help="length of the silence (default 10)")
     parser.add_argument("--init", default="draft", help="of the decoding (default draft)")
     parser.add_argument("--steps", type=int, default=1, help="of the decoding (default 1)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
-    parser.add_argument("--out", type=Path, default=DOCS / "word_times.json", help="JSON; a page beside it")
     options = parser.parse_args(argv)
 
-    import torch
-
-    from canvas_asr.evaluation.report import describe_machine, installed_versions
-
-    torch.set_num_threads(options.threads)
-    load_before = os.getloadavg()[0]
+    setting = circumstances("word_times", argv, options)
     asr = load_model(options.model)
     decoding = {"init": options.init, "steps": options.steps}
     runs = [
@@ -305,25 +289,13 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[[str], Any] = _
         if n
     ]
     content: Record = {
-        "command": shlex.join(
-            ["python", "benchmarks/word_times.py", *(sys.argv[1:] if argv is None else argv)]
-        ),
-        "model": options.model,
+        **setting,
         "decoding": f"init={options.init}, steps={options.steps}",
         "audio_token_s": asr.decoder.aligner.token_s,
-        "environment": {
-            **describe_machine(),
-            "n_threads": torch.get_num_threads(),
-            "load_average_before": load_before,
-            "versions": installed_versions(),
-        },
         "runs": runs,
     }
     content["targets"] = targets(content)
-    options.out.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    page = markdown(content)
-    options.out.with_suffix(".md").write_text(page, encoding="utf-8")
-    print(page)
+    write(options.out, content, markdown(content))
     return 0
 
 
