@@ -187,6 +187,8 @@ def accuracy(options: argparse.Namespace, plan: Plan, asr: Any) -> dict[str, Any
                 "against_draft": difference(reads[model, "draft"], reads[name, setting]),
                 "against_noise": difference(most, reads[name, setting]),
                 "against_ours": difference(reads[model, ours], reads[name, setting]),
+                "words_against_draft": difference(reads[model, "draft"], reads[name, setting], "words"),
+                "words_against_noise": difference(most, reads[name, setting], "words"),
             }
             for name, setting in dict.fromkeys(names)
         ],
@@ -203,10 +205,18 @@ def _texts(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def best_stock(figures: Sequence[Mapping[str, Any]], model: str) -> str:
-    """The setting of stock ``generate`` on our canvas with the fewest steps within 0.2 points of its best."""
+    """The setting of stock ``generate`` on our canvas with the fewest steps within 0.2 points of its best.
+
+    Raises:
+        DataError: If no clip has a reference text.
+    """
+    from canvas_asr.errors import DataError
+
     own = [f for f in figures if f["model"] == STOCK.format(model) and f["setting"] != "default"]
-    least = min(f["rates"]["all"] for f in own)
-    return next(str(f["setting"]) for f in own if f["rates"]["all"] <= least + WITHIN)
+    rates = {str(f["setting"]): f["rates"]["all"] for f in own if f["rates"]["all"] is not None}
+    if not rates:
+        raise DataError("no clip has a reference text: nothing can be judged; give other sets")
+    return next(setting for setting, rate in rates.items() if rate <= min(rates.values()) + WITHIN)
 
 
 def speed(options: argparse.Namespace, plan: Plan, asr: Any, phases: Phases, stock: str) -> dict[str, Any]:
@@ -221,7 +231,10 @@ def speed(options: argparse.Namespace, plan: Plan, asr: Any, phases: Phases, sto
     clips = long_clips(source, max(plan.n_whole, *plan.batches), audio_s)
     config = asr.model.config
     canvases = sorted({config.canvas_length, *(n for n in plan.canvases if n <= config.max_canvas_length)})
-    key = [options.model, asdict(plan), options.threads, options.ours, stock]
+    # Not to be kept from a run on other clips, or elsewhere; code that has changed is not noticed.
+    heard = hashlib.sha256(b"".join(clip.tobytes() for clip in clips)).hexdigest()
+    here = {name: value for name, value in environment(options).items() if name != "load_average_before"}
+    key = [options.model, asdict(plan), options.threads, options.ours, stock, heard, here]
     parts = Parts(asr, plan.repeats)
     found = {
         f"batch {n}": phases(

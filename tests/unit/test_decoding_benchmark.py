@@ -14,6 +14,7 @@ from made_up_clips import tones
 from small_models import small_model
 from torch import nn
 
+from canvas_asr.errors import DataError
 from canvas_asr.evaluation.metrics import ErrorCounts
 from canvas_asr.manifest import Clip, write_manifest
 from canvas_asr.processing import CanvasASRProcessor
@@ -79,6 +80,32 @@ def test_the_small_run_measures_everything_and_goes_on(
     other = Transcriber(small_model(seed=1), asr.processor)
     assert decoding.main(arguments, lambda _: other) == 1
     assert "was made with another model; give another folder" in capsys.readouterr().err
+
+
+def test_the_aims_of_accuracy_are_judged_by_words(modules: dict[str, ModuleType]) -> None:
+    def apart(difference: float) -> dict[str, Any]:
+        low, high = difference - 0.001, difference + 0.001
+        return {"difference": difference, "low": low, "high": high, "p": 0.01, "n_clips": 9, "first": 0.5}
+
+    def figure(setting: str, words: float, everything: float) -> dict[str, Any]:
+        rates = {"words": words, "all": everything, "characters": everything}
+        by_words = {"words_against_draft": apart(words - 0.5), "words_against_noise": apart(words - 0.55)}
+        by_all = {"against_draft": apart(everything - 0.2), "against_noise": apart(everything - 0.2)}
+        return {"model": "m", "setting": setting, "rates": rates, **by_words, **by_all}
+
+    figures = [figure("draft", 0.5, 0.2), figure("init=noise,steps=16", 0.55, 0.3), figure("o", 0.48, 0.25)]
+    passes = {"noise": {"converged_passes": 16}}
+    content = {"model": "m", "ours": "o", "accuracy": {"figures": figures, "passes": passes}}
+    found = list(modules["decoding_report"]._accuracy_targets(content))
+    assert [reached for *_, reached in found] == [True, True, True]  # of all languages together none is
+    assert found[1][2] == "1.10 (all languages 1.50)"
+    assert found[2][2].startswith("4.0 % (difference -2.00")
+
+
+def test_without_references_nothing_is_chosen(modules: dict[str, ModuleType]) -> None:
+    figures = [{"model": "stock-generate:m", "setting": "steps=2,canvas=8", "rates": {"all": None}}]
+    with pytest.raises(DataError, match="no clip has a reference text"):
+        modules["decoding"].best_stock(figures, "m")
 
 
 def test_a_small_run_is_not_written_into_the_documentation(modules: dict[str, ModuleType]) -> None:

@@ -63,3 +63,13 @@ def test_a_shifted_text_counts_as_broken(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_missing_tokens_count_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     found = counts(monkeypatch, lambda truth, draft: [])
     assert (found.repaired, found.broken) == (0.0, 1.0)
+
+
+def test_a_folder_without_the_synthetic_set_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repair.main(["tiny", "--testsets", str(tmp_path), "--out", str(tmp_path / "out.json")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "manifest.jsonl" in error
+    assert not (tmp_path / "out.json").exists()

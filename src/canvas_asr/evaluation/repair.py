@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 
 from ..audio import load_audio
 from ..decoding import CanvasDecoder
-from ..manifest import Clip, read_manifest
+from ..errors import CanvasASRError
+from ..manifest import MANIFEST_NAME, Clip, read_manifest
 
 ERROR_RATE = 0.15
 BATCH_SIZE = 8
@@ -91,7 +93,7 @@ def count_repairs(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure a checkpoint on every manifest of a folder of test sets and write the counts as JSON."""
+    """Measure a checkpoint on the synthetic set of a folder of test sets; write the counts as JSON."""
     from ..transcriber import load
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -100,13 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=100, help="clips per language of the synthetic set")
     arguments = parser.parse_args(argv)
-    decoder = load(arguments.model).decoder
     figures = {}
-    clips = list(read_manifest(arguments.testsets / "synthetic" / "manifest.jsonl"))
-    for language in decoder.languages:
-        own = [clip for clip in clips if clip.language == language][: arguments.limit]
-        counts = count_repairs(decoder, own)
-        figures[language] = {**asdict(counts), "repaired": counts.repaired, "broken": counts.broken}
+    try:
+        clips = read_manifest(arguments.testsets / "synthetic" / MANIFEST_NAME)
+        decoder = load(arguments.model).decoder
+        for language in decoder.languages:
+            own = [clip for clip in clips if clip.language == language][: arguments.limit]
+            counts = count_repairs(decoder, own)
+            figures[language] = {**asdict(counts), "repaired": counts.repaired, "broken": counts.broken}
+    except CanvasASRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
     return 0
