@@ -104,19 +104,20 @@ class Read:
             "n_clips": len(self.lines),
             "rates": {name: self.rate(name) for name in AGGREGATES},
             "rtfx": sum(line.audio_s for line in lines) / seconds if seconds else None,
-            "mean_passes": sum(line.passes for line in lines) / len(self.lines),
+            "mean_passes": sum(line.passes for line in lines) / max(1, len(self.lines)),
             "n_truncated": sum(line.truncated for line in lines),
         }
 
 
 def read_all(out: Path) -> dict[tuple[str, str], Read]:
-    """Score every line of a folder, by model and setting."""
+    """Score every line of a folder, by model and setting, without clips too long for their model."""
     found: dict[tuple[str, str], Read] = {}
     for result in summarise(Store(out), "primary"):
         read = found.setdefault((result.asked.model, result.asked.mode), Read({}, {}))
         for line, counts in zip(result.lines, result.clips, strict=True):
-            key = line.testset, line.language, line.place
-            read.counts[key], read.lines[key] = counts, line
+            if not line.too_long:  # for a baseline; nobody read it
+                key = line.testset, line.language, line.place
+                read.counts[key], read.lines[key] = counts, line
     return found
 
 

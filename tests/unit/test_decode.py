@@ -267,6 +267,14 @@ def test_settings_are_compared_with_the_first_or_the_one_named(run):
     assert (other.first.mode, other.comparison.difference) == ("noise-8", pytest.approx(0.25))
 
 
+def test_a_clip_that_one_could_not_take_is_not_compared():
+    first, second = (result_of(["a b", "c d"], texts, [1.0, 9.0]) for texts in (["a b", "c d"], ["a", ""]))
+    lines = [replace(line, model="other", too_long=line.place == 1) for line in second.lines]
+    (pair,) = compare_all([first, Result(lines, "primary")])
+    assert (pair.comparison.n_clips, pair.comparison.difference) == (1, 0.5)
+    assert list(compare_all([first, Result(lines[1:], "primary")])) == []
+
+
 def test_of_several_models_one_is_compared_with_by_its_name():
     first, second = (result_of(["a b"], [text], [1.0]) for text in ("a b", "a"))
     second = Result([replace(line, model="other") for line in second.lines], "primary")

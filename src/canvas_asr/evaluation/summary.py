@@ -290,9 +290,10 @@ def compare_all(results: Sequence[Result], against: str | None = None, seed: int
 
 
 def _paired(first: Result, second: Result, seed: int) -> Comparison | None:
-    """Compare on the clips that both have read."""
-    places = {line.place: i for i, line in enumerate(first.lines)}
-    both = [(places[line.place], i) for i, line in enumerate(second.lines) if line.place in places]
+    """Compare on the clips that both have read: not on one that was too long for either."""
+    places = {line.place: i for i, line in enumerate(first.lines) if not line.too_long}
+    read = [(i, line.place) for i, line in enumerate(second.lines) if not line.too_long]
+    both = [(places[place], i) for i, place in read if place in places]
     return compare([first.clips[i] for i, _ in both], [second.clips[i] for _, i in both], seed)
 
 
