@@ -23,6 +23,8 @@ LONGEST_CHUNK_S = 30.0
 # Tokens of fast speech in a second, in the pieces of `tiny`, whose vocabulary is small. A chunk is to fit its
 # canvas: one that does not is read twice.
 TOKENS_PER_S = 8.0
+# Of a long recording, to find chunks of similar length: padding costs more than memory.
+BATCHES_AHEAD = 4
 
 OnProgress: TypeAlias = Callable[[float, float], None]  # seconds of audio done, seconds in all
 
@@ -97,7 +99,7 @@ class LongForm:
         Args:
             decoder: Of the model.
             options: Of decoding, checked.
-            batch_size: Pieces that are transcribed together; as many wait, and are in memory too.
+            batch_size: Pieces that are transcribed together; some times as many wait, in memory.
             watchers: Are told of every pass.
             has_draft: Whether the model has a CTC draft.
         """
@@ -128,13 +130,14 @@ class LongForm:
             The recording that is next in order, whenever there is more of it, and at last when it is done.
         """
         pieces = self._read(recordings, progress)
+        n_ahead = self._batch_size if first_alone else BATCHES_AHEAD * self._batch_size
         while self._waiting or len(self._batch) or not self._all_read:
             n_free = self._batch_size - len(self._batch)
             # Few at a time are slow to encode: a quarter of the batch waits for each other.
             has_room = not len(self._batch) or 4 * n_free >= self._batch_size
             may_read = not self._waiting and not self._all_read
             if has_room and may_read and not (first_alone and len(self._batch)):
-                self._pull(pieces, 1 if first_alone else self._batch_size)
+                self._pull(pieces, *((1, 1) if first_alone else (self._batch_size, n_ahead)))
             if has_room and self._waiting:
                 self._work([self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))])
             elif len(self._batch):
@@ -159,10 +162,13 @@ class LongForm:
                 yield None
         self._all_read = True
 
-    def _pull(self, pieces: Iterator[Piece | None], n_pieces: int) -> None:
-        """Read some pieces; those of similar length will be together."""
-        pulled = [piece for piece in islice(pieces, n_pieces) if piece is not None]
-        self._waiting += sorted(pulled, key=lambda piece: len(piece.chunk.samples))
+    def _pull(self, pieces: Iterator[Piece | None], n_pieces: int, n_ahead: int) -> None:
+        """Read some pieces, more of a recording that has more; those of similar length will be together."""
+        pulled = list(islice(pieces, n_pieces))
+        while pulled and len(pulled) < n_ahead and (last := pulled[-1]) and not last.recording.is_read:
+            pulled += islice(pieces, 1)
+        found = (piece for piece in pulled if piece is not None)
+        self._waiting += sorted(found, key=lambda piece: len(piece.chunk.samples))
 
     def _work(self, new: list[Piece]) -> None:
         """Encode new pieces, or run one pass on those in the batch."""

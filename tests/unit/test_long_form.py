@@ -402,5 +402,5 @@ def test_results_do_not_wait_for_what_was_not_asked_for(
     sf.write(long, place(sentence, [1.0 + 5 * i for i in range(30)], 160.0), RATE_HZ)
     results = asr.transcribe_files([short, long], batch_size=2)
     assert next(results).text == "Bread."  # type: ignore[union-attr]
-    assert len(stand_in.joined) < 5
+    assert len(stand_in.joined) < 10
     assert isinstance(next(results), Transcript)
