@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 
 # What is worth a line: error rates and accuracies of an evaluation, else the losses of training.
 EVALUATED = ("frame_accuracy", "cer_", "wer_", "draft", "noise1", "noise8", "draft1", "shuffled")
+MAX_COLUMNS = 5
 TRAINED = ("frame_loss", "ctc", "diffusion", "autoregressive")
 
 
@@ -43,10 +45,15 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of the stages")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    figure, axes = plt.subplots(2, len(arguments.runs), figsize=(4.2 * len(arguments.runs), 7), squeeze=False)
-    for column, folder in enumerate(arguments.runs):
+    n_columns = min(MAX_COLUMNS, len(arguments.runs))
+    n_rows = 2 * math.ceil(len(arguments.runs) / n_columns)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(4.2 * n_columns, 3.4 * n_rows), squeeze=False)
+    for panel in axes.flat[:]:
+        panel.set_axis_off()  # until it has something to show
+    for place, folder in enumerate(arguments.runs):
         records = read_log(folder)
-        losses, rates = axes[0][column], axes[1][column]
+        row, column = divmod(place, n_columns)
+        losses, rates = axes[2 * row][column], axes[2 * row + 1][column]
         for name, points in series(records, TRAINED).items():
             losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
         decoded = {
@@ -58,13 +65,14 @@ def main() -> None:
         losses.set_title(folder.name)
         losses.set_ylabel("training loss")
         rates.set_ylabel("development: share of 1")
-        rates.set_xlabel("step")
+        (rates if decoded else losses).set_xlabel("step")
         for panel in (losses, rates):
-            panel.grid(alpha=0.3)
             if panel.lines:
+                panel.set_axis_on()
+                panel.grid(alpha=0.3)
                 panel.legend(fontsize=6)
     figure.tight_layout()
-    figure.savefig(arguments.out, dpi=110)
+    figure.savefig(arguments.out, dpi=80)
 
 
 if __name__ == "__main__":

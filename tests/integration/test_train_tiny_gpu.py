@@ -18,7 +18,16 @@ from safetensors import safe_open
 import canvas_asr
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_tiny_gpu.sh"
-STAGES = ("text_copy", "text_short", "text", "acoustic_frames", "acoustic_ctc", "projector", "reading", "final")
+STAGES = (
+    "text_copy",
+    "text_short",
+    "text",
+    "acoustic_frames",
+    "acoustic_ctc",
+    "projector",
+    "reading",
+    "final",
+)
 MAX_FILE_BYTES = 15_000_000
 # Words for 1,000 short sentences a language: each tenth of the hundred parts of the split gets some.
 WORDS = {
