@@ -114,4 +114,4 @@ def test_core_installation_needs_no_extra(metadata: Message) -> None:
     core = {requirement.name for requirement in requirements if requirement.marker is None}
     assert {"av", "numpy", "peft", "safetensors", "torch", "transformers"} <= core
     assert not core & {"accelerate", "jiwer", "pypinyin", "pytest", "whisper-normalizer"}
-    assert {"train", "eval", "ray", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"train", "eval", "plot", "ray", "dev"} == set(metadata.get_all("Provides-Extra", []))

@@ -115,9 +115,9 @@ def test_padded_to_30_s_every_clip_has_the_slots_of_30_s_in_training_and_in_deco
     ids = processor.prompt_ids
 
     class Recorder(CanvasASRProcessor):
-        def prompt_ids(self, config: CanvasASRConfig, n_audio: list[int]) -> list[list[int]]:
-            prompts.extend(ids(config, n_audio))
-            return ids(config, n_audio)
+        def prompt_ids(self, config: CanvasASRConfig, n_audio: list[int], *context: Any) -> list[list[int]]:
+            prompts.extend(ids(config, n_audio, *context))
+            return ids(config, n_audio, *context)
 
     recorder = Recorder(processor.feature_extractor, processor.tokenizer)
     CanvasDecoder(model, recorder)(*processor.features([tones(0.5, 1)]), clip_keys=[0], steps=1)
