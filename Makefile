@@ -24,7 +24,7 @@ help: ## list these targets
 
 demo: .venv/installed ## transcribe the clips in examples/, or FILE=path, with the embedded model
 	$(if $(FILE)$(CLIPS),,$(error no clips in examples/: name one with FILE=path))
-	$(BIN)/canvas-asr transcribe $(if $(FILE),"$(FILE)",$(CLIPS))
+	$(BIN)/canvas-asr transcribe $$(test -t 2 && echo --show-canvas --canvas-pause 0.08) $(if $(FILE),"$(FILE)",$(CLIPS))
 
 test: .venv/installed-dev voices ## run the tests (ARGS="-k audio" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
