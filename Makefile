@@ -9,6 +9,8 @@ ARGS :=
 FILE :=
 
 BIN := .venv/bin
+# In a terminal the canvas is shown as it forms.
+WATCH = $(shell test -t 2 && echo --show-canvas --canvas-pause 0.08)
 INSTALL := $(BIN)/python -m pip install --timeout 180 -c constraints.txt $(PIP_ARGS)
 CLIPS := $(sort $(wildcard examples/*.flac examples/*.mp3 examples/*.ogg examples/*.wav))
 # Debian packages: the voices that the synthesis tests speak with.
@@ -24,7 +26,7 @@ help: ## list these targets
 
 demo: .venv/installed ## transcribe the clips in examples/, or FILE=path, with the embedded model
 	$(if $(FILE)$(CLIPS),,$(error no clips in examples/: name one with FILE=path))
-	$(BIN)/canvas-asr transcribe $$(test -t 2 && echo --show-canvas --canvas-pause 0.08) $(if $(FILE),"$(FILE)",$(CLIPS))
+	$(BIN)/canvas-asr transcribe $(WATCH) $(if $(FILE),"$(FILE)",$(CLIPS))
 
 test: .venv/installed-dev voices ## run the tests (ARGS="-k audio" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
