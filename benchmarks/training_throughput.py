@@ -91,6 +91,7 @@ def settings(options: argparse.Namespace, manifest: Path, folder: Path, cache: P
         "options.tokenizer": tiny,
         "options.backbone": tiny / "backbone",
         "options.audio_encoder": tiny / "audio_encoder",
+        "options.init": tiny,
         "options.train": source,
         "options.dev": source,
         "options.n_dev": 1,
