@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from .audio_files import SAMPLE_RATE_HZ
 from .canvas_view import Watchers
 from .options import AUTO, DecodingOptions
-from .recordings import Piece, Recording
+from .recordings import LongRecording, Piece, Recording
 from .result import Decoded
 from .transcripts import read_transcript
 
@@ -146,6 +146,19 @@ class LongForm:
                 first_alone = False
                 yield recording
         progress.finish()
+
+    def run_all(self, recordings: Iterable[Recording], on_progress: OnProgress | None) -> Iterator[Recording]:
+        """Transcribe recordings that are open, and give each when it is done.
+
+        Args:
+            recordings: In any order: clips of similar length go together; long recordings, which are read as
+                they are needed, last.
+            on_progress: Called with the seconds of audio done and those in all.
+        """
+        ordered = sorted(recordings, key=lambda one: (isinstance(one, LongRecording), one.audio_s))
+        progress = Progress(on_progress, sum(one.audio_s for one in ordered))
+        news = self.run(((one, one.audio_s) for one in ordered), progress)
+        return (one for one in news if one.is_done)
 
     def _read(
         self, recordings: Iterable[tuple[Recording, float | None]], progress: Progress

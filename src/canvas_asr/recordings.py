@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from .errors import AudioError, OptionError
 from .options import DecodingOptions
 from .result import Segment, Transcript
 from .transcripts import empty_transcript, join_transcripts, shift_transcript
-from .vad import FRAME_SAMPLES, LoudnessDetector, SileroDetector
+from .vad import FRAME_SAMPLES, Detector, LoudnessDetector, SileroDetector
 
 READ_SAMPLES = 64 * FRAME_SAMPLES  # 2 s: the detector is quick with many frames at once
 SILENT_BLOCKS = 15  # are read before those that wait get their turn
@@ -177,7 +177,7 @@ class LongRecording(Recording):
             audio_s = len(source) / SAMPLE_RATE_HZ
         super().__init__(place, name, audio_s)
         self._source = source
-        self._detector = SileroDetector() if vad else LoudnessDetector()
+        self._detector: Detector = SileroDetector() if vad else LoudnessDetector()
         self._packer = ChunkPacker(max_samples, all_is_speech=not vad)
 
     def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
@@ -282,6 +282,27 @@ class RecordingReader:
         if len(samples) > self._max_clip or (self._vad and len(samples)):
             return self._long(place, name, samples)
         return Clip(place, name, samples)
+
+    def open_list(self, sources: Sequence[AudioSource], sample_rate_hz: int | None = None) -> list[Recording]:
+        """Open recordings, all of them before any is transcribed.
+
+        Args:
+            sources: As :func:`canvas_asr.load_audio` takes them.
+            sample_rate_hz: Of arrays that come without one.
+
+        Raises:
+            AudioError: If one cannot be read, naming its file or its place.
+            CheckpointError: See :meth:`open`.
+        """
+        recordings = []
+        for place, source in enumerate(sources):
+            try:
+                recordings.append(self.open(place, source, sample_rate_hz))
+            except AudioError as error:
+                if file_name(source) is not None:
+                    raise
+                raise AudioError(f"item {place} of the list: {error}") from error
+        return recordings
 
     def open_or_fail(self, place: int, path: str | os.PathLike[str]) -> Recording:
         """Open a file; a recording with an error if that fails."""

@@ -126,14 +126,7 @@ class Segment:
         return {
             "start": float(self.start),
             "end": float(self.end),
-            "text": self.text,
-            "language": self.language,
-            "language_confidence": float(self.language_confidence),
-            "language_probabilities": dict(self.language_probabilities),
-            "confidence": float(self.confidence),
-            "tokens": [token.to_dict() for token in self.tokens],
-            "words": None if self.words is None else [word.to_dict() for word in self.words],
-            "passes": int(self.passes),
+            **_reading(self),
             "truncated": bool(self.truncated),
             "speaker": self.speaker,
         }
@@ -226,14 +219,7 @@ class Transcript:
         """Return every field, and ``rtfx``, as plain Python values for ``json.dumps``."""
         return {
             "file": self.file,
-            "text": self.text,
-            "language": self.language,
-            "language_confidence": float(self.language_confidence),
-            "language_probabilities": dict(self.language_probabilities),
-            "confidence": float(self.confidence),
-            "tokens": [token.to_dict() for token in self.tokens],
-            "words": None if self.words is None else [word.to_dict() for word in self.words],
-            "passes": int(self.passes),
+            **_reading(self),
             "audio_s": float(self.audio_s),
             "seconds": float(self.seconds),
             "rtfx": float(self.rtfx),
@@ -336,3 +322,17 @@ class Decoded:
 def _check_probability(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be within 0 and 1, got {value}")
+
+
+def _reading(one: Segment | Transcript) -> dict[str, Any]:
+    """Return what segments and transcripts both tell, as plain Python values."""
+    return {
+        "text": one.text,
+        "language": one.language,
+        "language_confidence": float(one.language_confidence),
+        "language_probabilities": dict(one.language_probabilities),
+        "confidence": float(one.confidence),
+        "tokens": [token.to_dict() for token in one.tokens],
+        "words": None if one.words is None else [word.to_dict() for word in one.words],
+        "passes": int(one.passes),
+    }

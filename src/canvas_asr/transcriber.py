@@ -27,7 +27,7 @@ from .modeling import CanvasASRModel
 from .options import DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
-from .recordings import LongRecording, RecordingReader, file_name
+from .recordings import RecordingReader, file_name
 from .result import Segment, Transcript
 from .speakers import Diarize, Speakers
 from .transcripts import empty_transcript
@@ -244,33 +244,23 @@ class Transcriber:
             A transcript; for a list, a list in the same order.
 
         Raises:
-            AudioError: If a clip cannot be read or is too long.
+            AudioError: If a clip cannot be read.
+            CheckpointError: If voice activity detection is needed and its model is missing.
             OptionError: If an option is out of range.
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
-        self._check(options, batch_size)
-        reader, speakers = self._reader(options, vad), Speakers(diarize)
-        items = source if isinstance(source, list) else [source]
-        recordings = []
-        for place, item in enumerate(items):
-            try:
-                recordings.append(reader.open(place, item, sample_rate_hz))
-            except AudioError as error:
-                if not isinstance(source, list) or file_name(item) is not None:
-                    raise
-                raise AudioError(f"item {place} of the list: {error}") from error
         engine = self._engine(options, batch_size, Watchers(on_pass, on_canvas))
-        # Clips of similar length together; long recordings, which are read as they are needed, last.
-        ordered = sorted(recordings, key=lambda one: (isinstance(one, LongRecording), one.audio_s))
-        progress = Progress(on_progress, sum(one.audio_s for one in ordered))
+        reader, speakers = self._reader(options, vad), Speakers(diarize)
+        if isinstance(source, list):
+            items, recordings = source, reader.open_list(source, sample_rate_hz)
+        else:
+            items, recordings = [source], [reader.open(0, source, sample_rate_hz)]
         found = [empty_transcript(options)] * len(items)
-        for recording in engine.run(((one, one.audio_s) for one in ordered), progress):
-            if recording.is_done:
-                result = recording.result(options)
-                if isinstance(result, AudioError):
-                    raise result
-                place = recording.place
-                found[place] = speakers.join(result, items[place], sample_rate_hz)
+        for recording in engine.run_all(recordings, on_progress):
+            result, place = recording.result(options), recording.place
+            if isinstance(result, AudioError):
+                raise result
+            found[place] = speakers.join(result, items[place], sample_rate_hz)
         return found if isinstance(source, list) else found[0]
 
     def stream_file(
@@ -300,9 +290,8 @@ class Transcriber:
             OptionError: If an option is out of range.
         """
         chosen = DecodingOptions(language, steps, **options)
-        self._check(chosen, batch_size)
-        recording = self._reader(chosen, vad).open(0, path)
         engine = self._engine(chosen, batch_size, NOBODY)
+        recording = self._reader(chosen, vad).open(0, path)
         news = engine.run(
             [(recording, recording.audio_s)], Progress(on_progress, recording.audio_s), first_alone=True
         )
@@ -338,7 +327,7 @@ class Transcriber:
             OptionError: If an option is out of range.
         """
         chosen = DecodingOptions(language, steps, **options)
-        self._check(chosen, batch_size)
+        engine = self._engine(chosen, batch_size, NOBODY)
         reader = self._reader(chosen, vad)
         expected_s: list[float | None] = []
         if on_progress is not None and isinstance(paths, Sequence):
@@ -348,7 +337,7 @@ class Transcriber:
             (reader.open_or_fail(place, path), expected_s[place] if expected_s else None)
             for place, path in enumerate(paths)
         )
-        news = self._engine(chosen, batch_size, NOBODY).run(recordings, progress)
+        news = engine.run(recordings, progress)
         return (recording.result(chosen) for recording in news if recording.is_done)
 
     def transcribe_arrays(
@@ -370,17 +359,11 @@ class Transcriber:
             options: All others of decoding.
 
         Raises:
-            AudioError: If an array is no audio or is too long.
+            AudioError: If an array is no audio.
             OptionError: If an option is out of range.
         """
         clips = [(array, SAMPLE_RATE_HZ) for array in arrays]
         return self.transcribe(clips, language, steps, batch_size=batch_size, **options)
-
-    def _check(self, options: DecodingOptions, batch_size: int) -> None:
-        """Raise OptionError before any audio is read."""
-        self.decoder.open(options)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
 
     @property
     def _max_samples(self) -> int:
@@ -396,4 +379,11 @@ class Transcriber:
         return RecordingReader(self._max_samples, max_chunk, vad)
 
     def _engine(self, options: DecodingOptions, batch_size: int, watchers: Watchers) -> LongForm:
+        """What decodes; made before any audio is read.
+
+        Raises:
+            OptionError: If an option is out of range, or the model cannot follow it.
+        """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
         return LongForm(self.decoder, options, batch_size, watchers=watchers, has_draft=self.has_draft)
