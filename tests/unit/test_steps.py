@@ -165,6 +165,28 @@ def test_losses_by_noise_level_are_means_over_clips_of_that_level(tmp_path: Path
     assert figures.take() == {}
 
 
+# Mixed precision
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_mixed_precision_gives_the_gradients_of_float32_within_its_rounding(
+    stage: str, tmp_path: Path
+) -> None:
+    """As ``training.bf16`` does: bfloat16 products, float32 weights, losses and gradients."""
+    module, collate, examples = STAGES[stage](tmp_path)
+    batches = [RowCollator(collate, 1)([Example(Row(0, i), e) for i, e in enumerate(examples)])]
+    expected, figures = gradients_and_figures(module, batches, tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, rounded = gradients_and_figures(module, batches, tmp_path)
+    assert found.keys() == expected.keys()
+    assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+    assert any(not torch.equal(found[name], expected[name]) for name in expected)  # it did round
+    ours, theirs = (torch.cat([g[name].flatten() for name in expected]) for g in (found, expected))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.1
+    assert rounded == pytest.approx(figures, rel=0.02)
+
+
 # Gradient checkpointing
 
 
