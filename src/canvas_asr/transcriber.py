@@ -246,6 +246,7 @@ class Transcriber:
         Raises:
             AudioError: If a clip cannot be read.
             CheckpointError: If voice activity detection is needed and its model is missing.
+            DataError: If an RTTM file cannot be used, or a callable's turns are none.
             OptionError: If an option is out of range.
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
