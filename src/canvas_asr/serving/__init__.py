@@ -1,0 +1,1 @@
+"""The server: ``canvas-asr serve`` and what it is made of."""
