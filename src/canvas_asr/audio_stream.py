@@ -21,6 +21,7 @@ import numpy as np
 from .audio_files import (
     BLOCK_SAMPLES,
     PCM_MAGIC,
+    SAMPLE_RATE_HZ,
     SOUNDFILE_MAGIC,
     Block,
     RatedBlocks,
@@ -57,6 +58,23 @@ def header_seconds(path: str) -> float | None:
                 return container.duration / 1e6 if container.duration else None
     except AudioError:
         return None
+
+
+def is_longer(path: str, n_samples: int) -> bool:
+    """Whether a file is longer than so many samples at 16 kHz; it is read as far as is needed to tell.
+
+    Raises:
+        AudioError: If not even its beginning can be read.
+    """
+    stream = AudioStream(path)
+    if stream.duration_s is not None and stream.duration_s <= n_samples / SAMPLE_RATE_HZ:
+        return False
+    n_read = 0
+    for samples in stream:
+        n_read += len(samples)
+        if n_read > n_samples or (n_read and stream.duration_s is not None):
+            return True
+    return False
 
 
 class AudioStream:

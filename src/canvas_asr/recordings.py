@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
-from .audio_stream import AudioStream
+from .audio_stream import AudioStream, is_longer
 from .chunks import Chunk, ChunkPacker
 from .errors import AudioError, OptionError
 from .options import DecodingOptions
@@ -276,7 +276,7 @@ class RecordingReader:
             CheckpointError: If voice activity detection is needed and its model is missing.
         """
         name = file_name(source)
-        if name is not None and sample_rate_hz is None and self._is_long(name):
+        if name is not None and sample_rate_hz is None and is_longer(name, self._max_clip):
             return self._long(place, name, AudioStream(name))
         samples = load_audio(source, sample_rate_hz)
         if len(samples) > self._max_clip or (self._vad and len(samples)):
@@ -313,23 +313,6 @@ class RecordingReader:
 
     def _long(self, place: int, name: str | None, source: AudioStream | Samples) -> LongRecording:
         return LongRecording(place, name, source, self._max_chunk, vad=self._vad is not False)
-
-    def _is_long(self, path: str) -> bool:
-        """Whether a file is too long for a clip; it is read as far as is needed to tell.
-
-        Raises:
-            AudioError: If not even its beginning can be read.
-        """
-        stream = AudioStream(path)
-        limit_s = self._max_clip / SAMPLE_RATE_HZ
-        if stream.duration_s is not None and stream.duration_s <= limit_s:
-            return False
-        n_samples = 0
-        for samples in stream:
-            n_samples += len(samples)
-            if n_samples > self._max_clip or (n_samples and stream.duration_s is not None):
-                return True
-        return False
 
 
 def file_name(source: AudioSource) -> str | None:
