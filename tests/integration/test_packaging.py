@@ -113,5 +113,5 @@ def test_core_installation_needs_no_extra(metadata: Message) -> None:
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     core = {requirement.name for requirement in requirements if requirement.marker is None}
     assert {"av", "numpy", "peft", "safetensors", "torch", "transformers"} <= core
-    assert not core & {"accelerate", "jiwer", "pypinyin", "pytest", "whisper-normalizer"}
-    assert {"train", "eval", "plot", "ray", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert not core & {"accelerate", "fastapi", "jiwer", "pypinyin", "pytest", "whisper-normalizer"}
+    assert {"train", "eval", "plot", "ray", "serve", "dev"} == set(metadata.get_all("Provides-Extra", []))

@@ -1,0 +1,86 @@
+"""API keys: who may use what is under ``/v1``, and ``/metrics``.
+
+Open to everybody are ``/health``, which load balancers ask without a key; the page, plain files of this package
+that hold no secret and ask their user for the key; and ``/openapi.json``.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .errors import error_response
+
+GUARDED = ("/v1", "/metrics")
+SUBPROTOCOL_PREFIX = "openai-insecure-api-key."  # how OpenAI has browsers send it: they cannot set headers
+_NOT_ALLOWED = 1008  # close code of a WebSocket: policy violation
+
+
+def is_key(given: str | None, keys: Sequence[str]) -> bool:
+    """Whether a key is one of those; every one is compared, in constant time.
+
+    Args:
+        given: By a client, if it gave any.
+        keys: That are right.
+    """
+    found = False
+    for key in keys:
+        found |= hmac.compare_digest((given or "").encode("utf-8", "surrogateescape"), key.encode())
+    return found
+
+
+def given_key(headers: Headers) -> str | None:
+    """Find the key in the headers of a request, or in the subprotocols that a WebSocket offers."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    for offered in headers.get("sec-websocket-protocol", "").split(","):
+        if offered.strip().startswith(SUBPROTOCOL_PREFIX):
+            return offered.strip()[len(SUBPROTOCOL_PREFIX) :]
+    return None
+
+
+class KeyGuard:
+    """Middleware that refuses requests without a key, before their bodies are read."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        """Guard an application.
+
+        Args:
+            app: That is guarded.
+            keys: That are right; empty: nobody is asked.
+        """
+        self._app = app
+        self._keys = tuple(keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401."""
+        if not self._keys or scope["type"] not in ("http", "websocket") or not _is_guarded(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        given = given_key(Headers(scope=scope))
+        if is_key(given, self._keys):
+            await self._app(scope, receive, send)
+            return
+        if given:
+            message, code = "This API key is not one of the server's.", "invalid_api_key"
+        else:
+            message = "An API key is missing; send it in the header: Authorization: Bearer KEY."
+            code = "missing_api_key"
+        refusal = error_response(
+            HTTPStatus.UNAUTHORIZED, message, code=code, headers={"WWW-Authenticate": "Bearer"}
+        )
+        if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+            await refusal(scope, receive, send)  # of a WebSocket, starlette names the messages as that needs
+        else:
+            reason = json.loads(bytes(refusal.body))["error"]["message"]
+            await send({"type": "websocket.close", "code": _NOT_ALLOWED, "reason": reason})
+
+
+def _is_guarded(path: str) -> bool:
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in GUARDED)
