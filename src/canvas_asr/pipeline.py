@@ -6,24 +6,28 @@
     recognise = pipeline("automatic-speech-recognition", model="path/to/checkpoint")
     print(recognise("talk.mp3", generate_kwargs={"num_steps": 4})["text"])
 
-Files are read by :mod:`canvas_asr.audio`: the program ffmpeg is not called.
+What it gives is what :meth:`Transcriber.transcribe` gives, of audio of any length. Files are read by
+:mod:`canvas_asr.audio`: the program ffmpeg is not called.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import Pipeline
 
-from .audio import SAMPLE_RATE_HZ, Samples
+from .audio import SAMPLE_RATE_HZ, Samples, decode_audio, load_audio
 from .errors import AudioError, OptionError
 from .modeling import CanvasASRModel
 from .options import StrategyOptions
 from .processing import CanvasASRProcessor
+from .result import Segment, Word
 from .transcriber import Transcriber
+
+CHUNKS_TOGETHER = 8  # of a long recording, where no batch_size is given
 
 # Names of generate's arguments, and of transcribe's.
 _OPTIONS = {
@@ -34,6 +38,9 @@ _OPTIONS = {
     "seed": "seed",
     **{name: name for name in StrategyOptions.__annotations__},
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 class CanvasASRPipeline(Pipeline):
@@ -81,29 +88,37 @@ class CanvasASRPipeline(Pipeline):
         )
         self.transcriber = Transcriber(model, processor)
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
         """Transcribe.
 
         Args:
             inputs: A path; the bytes of a file; 16 kHz samples; ``(samples, rate)``; a dictionary with
                 ``raw`` or ``array`` and ``sampling_rate``; a list, generator or dataset of them.
             args: None; a warning names those that are given.
-            kwargs: ``batch_size``, ``num_workers``, and ``generate_kwargs`` with ``num_steps``, ``init``,
-                ``canvas_length`` and the other options of :meth:`CanvasASRModel.generate`, which may also
-                stand here themselves; ``return_timestamps="word"``.
+            batch_size: Clips, or chunks of long recordings, that are transcribed together; None: one clip at
+                a time, but several chunks of a recording.
+            kwargs: ``num_workers``, and ``generate_kwargs`` with ``num_steps``, ``init``, ``canvas_length``
+                and the other options of :meth:`CanvasASRModel.generate`, which may also stand here
+                themselves; ``return_timestamps``: True for segments, ``"word"`` for words.
+                ``chunk_length_s`` and ``stride_length_s`` change nothing, and a warning says so: longer
+                audio is cut at silences.
 
         Returns:
             ``{"text": ..., "language": ...}``, ``language`` where the model tells it; with timestamps
-            ``chunks`` too, ``{"text": ..., "timestamp": (start, end)}`` for each word; a list for a list, an
-            iterator for a generator or dataset.
+            ``chunks`` too, ``{"text": ..., "timestamp": (start, end)}`` for each segment or word; a list for
+            a list, an iterator for a generator or dataset.
 
         Raises:
-            AudioError: If a clip cannot be read or is too long.
+            AudioError: If a clip cannot be read.
+            CheckpointError: If audio is long, and the model of voice activity detection missing.
             OptionError: If an option is unknown or out of range.
         """
         if isinstance(inputs, list) and not inputs:
             return []
-        return super().__call__(inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
+        together = self._batch_size if batch_size is None else batch_size
+        return super().__call__(  # type: ignore[no-untyped-call]
+            inputs, *args, batch_size=batch_size, chunks_together=together, **kwargs
+        )
 
     def _sanitize_parameters(
         self,
@@ -112,62 +127,73 @@ class CanvasASRPipeline(Pipeline):
         chunk_length_s: float | None = None,
         stride_length_s: Any = None,
         return_language: bool | None = None,
+        chunks_together: int | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if return_timestamps not in (None, False, "word"):
-            raise OptionError(f"return_timestamps is {return_timestamps!r}; give 'word', or leave it out.")
+        if return_timestamps not in (None, False, True, "word"):
+            raise OptionError(
+                f"return_timestamps is {return_timestamps!r}; give True, 'word', or leave it out."
+            )
         if chunk_length_s or stride_length_s:
-            raise OptionError("chunk_length_s: clips are not cut yet; give clips that the model can take.")
+            logger.warning("chunk_length_s has no effect on this model: long audio is cut at silences.")
         options = {**(generate_kwargs or {}), **kwargs}
-        if return_timestamps:
+        if return_timestamps == "word":
             options["word_timestamps"] = True
         for name in options:
             if name not in _OPTIONS:
                 raise OptionError(f"{name}: no option of this pipeline; it has {', '.join(_OPTIONS)}.")
-        return {}, {_OPTIONS[name]: value for name, value in options.items()}, {}
+        decoding = {_OPTIONS[name]: value for name, value in options.items()}
+        if chunks_together is not None:
+            decoding["batch_size"] = chunks_together
+        return {}, decoding, {} if return_timestamps is None else {"return_timestamps": return_timestamps}
 
     def preprocess(self, input_: Any, **_: Any) -> dict[str, Any]:
-        """Read one clip: ``{"samples": (n,) float32}``."""
-        return {"samples": self._read(input_)}
+        """Read one clip: ``{"source": (n,) float32}``, or leave a path to be read as it is transcribed."""
+        return {"source": _read(input_)}
 
-    def _read(self, source: Any) -> Samples:
-        read = self.transcriber.read
-        if isinstance(source, (bytes, bytearray)):
-            with tempfile.NamedTemporaryFile(prefix="bytes-") as file:
-                file.write(source)
-                file.flush()
-                return read(file.name)
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            raise AudioError(f"{source}: an address; download the file and give its path.")
-        if isinstance(source, (str, os.PathLike, tuple)):
-            return read(source)
-        if hasattr(source, "get_all_samples"):  # torchcodec's decoder, which datasets gives
-            decoded = source.get_all_samples()
-            return read((decoded.data, decoded.sample_rate))
-        if isinstance(source, Mapping):
-            samples = source.get("raw", source.get("array"))
-            if samples is None or "sampling_rate" not in source:
-                raise AudioError('a dictionary needs "raw" or "array", and "sampling_rate".')
-            return read((samples, source["sampling_rate"]))
-        return read((source, SAMPLE_RATE_HZ))
-
-    def _forward(self, input_tensors: dict[str, Any], **options: Any) -> Any:
+    def _forward(
+        self, input_tensors: dict[str, Any], batch_size: int = CHUNKS_TOGETHER, **options: Any
+    ) -> Any:
         """Transcribe one clip or, where the pipeline has collated several, their list."""
-        samples = input_tensors["samples"]
-        clips = samples if isinstance(samples, list) else [samples]
-        transcripts = self.transcriber.transcribe(
-            [(clip, SAMPLE_RATE_HZ) for clip in clips], batch_size=len(clips), **options
-        )
-        return {"transcripts": transcripts}
+        given = input_tensors["source"]
+        sources = given if isinstance(given, list) else [given]
+        clips = [one if isinstance(one, str) else (one, SAMPLE_RATE_HZ) for one in sources]
+        return {"transcripts": self.transcriber.transcribe(clips, batch_size=batch_size, **options)}
 
-    def postprocess(self, model_outputs: Any, **_: Any) -> dict[str, Any]:
-        """Give the text, the language where the model tells it, and the words that were asked for."""
+    def postprocess(self, model_outputs: Any, return_timestamps: Any = None, **_: Any) -> dict[str, Any]:
+        """Give the text, the language where the model tells it, and the times that were asked for."""
         transcript = model_outputs["transcripts"]
         if isinstance(transcript, list):  # a batch of one is not taken apart
             (transcript,) = transcript
         found: dict[str, Any] = {"text": transcript.text}
         if transcript.language:
             found["language"] = transcript.language
-        if transcript.words is not None:
-            found["chunks"] = [{"text": w.text, "timestamp": (w.start, w.end)} for w in transcript.words]
+        if return_timestamps:
+            timed = transcript.words or () if return_timestamps == "word" else transcript.segments
+            found["chunks"] = [_chunk(one) for one in timed]
         return found
+
+
+def _read(source: Any) -> str | Samples:
+    """Give samples, or the path of a file."""
+    if isinstance(source, (bytes, bytearray)):
+        return decode_audio(bytes(source), "the bytes")
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise AudioError(f"{source}: an address; download the file and give its path.")
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(source)
+    if isinstance(source, tuple):
+        return load_audio(source)
+    if hasattr(source, "get_all_samples"):  # torchcodec's decoder, which datasets gives
+        decoded = source.get_all_samples()
+        return load_audio((decoded.data, decoded.sample_rate))
+    if isinstance(source, Mapping):
+        samples = source.get("raw", source.get("array"))
+        if samples is None or "sampling_rate" not in source:
+            raise AudioError('a dictionary needs "raw" or "array", and "sampling_rate".')
+        return load_audio((samples, source["sampling_rate"]))
+    return load_audio((source, SAMPLE_RATE_HZ))
+
+
+def _chunk(one: Segment | Word) -> dict[str, Any]:
+    return {"text": one.text, "timestamp": (one.start, one.end)}

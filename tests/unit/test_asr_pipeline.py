@@ -23,12 +23,13 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from canvas_asr import AudioError, CanvasASRPipeline, OptionError, Transcriber
+from canvas_asr import AudioError, CanvasASRPipeline, OptionError, Transcriber, load_audio
 from canvas_asr.options import DecodingOptions
 from canvas_asr.pipeline import _OPTIONS
 
 TASK = "automatic-speech-recognition"
 RATE_HZ = 16_000
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_files_arrays_bytes_and_dictionaries_give_the_same(
 
 def test_other_rates_are_resampled(recognise: Any) -> None:
     samples = np.repeat(tones(0.5, 1), 2)
-    assert recognise.preprocess({"raw": samples, "sampling_rate": 2 * RATE_HZ})["samples"].shape == (8000,)
+    assert recognise.preprocess({"raw": samples, "sampling_rate": 2 * RATE_HZ})["source"].shape == (8000,)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -137,6 +138,61 @@ def test_words_are_chunks_with_times(asr: Transcriber, recognise: Any, files: li
     assert "chunks" not in recognise(files[0], num_steps=1)
 
 
+@pytest.fixture
+def long_file(recognise: Any, asr: Transcriber, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Is longer than the model takes: two sentences with a pause between them."""
+    for transcriber in (recognise.transcriber, asr):
+        monkeypatch.setattr(transcriber, "max_audio_s", 3.0)
+    sentence = load_audio(EXAMPLES / "en.flac")
+    pause = np.zeros(2 * RATE_HZ, np.float32)
+    path = tmp_path / "long.wav"
+    sf.write(path, np.concatenate([sentence, pause, sentence]), RATE_HZ, subtype="FLOAT")
+    return str(path)
+
+
+def test_long_audio_has_the_transcript_that_transcribe_gives(
+    recognise: Any, asr: Transcriber, long_file: str, files: list[str]
+) -> None:
+    expected = asr.transcribe(long_file, steps=1)
+    assert len(expected.segments) > 2
+    assert {segment.end - segment.start < 3.1 for segment in expected.segments} == {True}
+    samples, _ = sf.read(long_file, dtype="float32")
+    chunks = [{"text": s.text, "timestamp": (s.start, s.end)} for s in expected.segments]
+    for source in (long_file, samples, Path(long_file).read_bytes()):
+        found = recognise(source, num_steps=1, return_timestamps=True, batch_size=2)
+        assert (found["text"], found["chunks"]) == (expected.text, chunks)
+    found = recognise(long_file, num_steps=1, return_timestamps="word")["chunks"]
+    words = asr.transcribe(long_file, steps=1, word_timestamps=True).words or ()
+    assert [one["timestamp"] for one in found] == [(word.start, word.end) for word in words]
+    short = asr.transcribe(files[0], steps=1).text
+    for mixed in ([files[0], long_file], (path for path in (files[0], long_file))):
+        assert [one["text"] for one in recognise(mixed, num_steps=1, batch_size=2)] == [short, expected.text]
+
+
+@pytest.mark.parametrize(("given", "together"), [({}, 8), ({"batch_size": 3}, 3), ({"batch_size": 1}, 1)])
+def test_chunks_share_batches(
+    recognise: Any, files: list[str], monkeypatch: pytest.MonkeyPatch, given: dict[str, int], together: int
+) -> None:
+    asked: list[int] = []
+    transcribe = recognise.transcriber.transcribe
+
+    def listen(*args: Any, batch_size: int, **options: Any) -> Any:
+        asked.append(batch_size)
+        return transcribe(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(recognise.transcriber, "transcribe", listen)
+    recognise(files[0], num_steps=1, **given)
+    assert asked == [together]
+
+
+def test_a_chunk_length_changes_nothing_and_that_is_said(
+    recognise: Any, files: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = recognise(files[0], num_steps=1, chunk_length_s=30, stride_length_s=5)
+    assert found == recognise(files[0], num_steps=1)
+    assert "chunk_length_s has no effect" in caplog.text
+
+
 def test_the_program_ffmpeg_is_not_called(
     recognise: Any, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,11 +209,15 @@ def test_the_program_ffmpeg_is_not_called(
         ("https://example.org/a.wav", {}, AudioError, "download the file"),
         ({"raw": np.zeros(9)}, {}, AudioError, '"sampling_rate"'),
         ({"sampling_rate": RATE_HZ}, {}, AudioError, '"raw" or "array"'),
-        (b"no audio", {}, AudioError, "bytes-"),
+        (b"no audio", {}, AudioError, "the bytes: "),
         (np.zeros(1600, np.float32), {"num_beams": 5}, OptionError, "num_beams: no option of this pipeline"),
         (np.zeros(1600, np.float32), {"generate_kwargs": {"task": "translate"}}, OptionError, "task: no opt"),
-        (np.zeros(1600, np.float32), {"return_timestamps": True}, OptionError, "return_timestamps"),
-        (np.zeros(1600, np.float32), {"chunk_length_s": 30}, OptionError, "chunk_length_s"),
+        (
+            np.zeros(1600, np.float32),
+            {"return_timestamps": "char"},
+            OptionError,
+            "return_timestamps is 'char'",
+        ),
         (np.zeros(1600, np.float32), {"language": "tlh"}, OptionError, "language is 'tlh'"),
     ],
 )
