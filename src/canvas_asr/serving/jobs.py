@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..canvas_view import CanvasView
 
 
-class JobCancelled(CanvasASRError):
+class JobCancelled(CanvasASRError):  # noqa: N818 - as `asyncio` calls it, not an error of anybody
     """A job that was cancelled before it was done."""
 
 
