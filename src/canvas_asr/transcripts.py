@@ -147,13 +147,24 @@ def join_transcripts(parts: Sequence[Transcript], audio_s: float, options: Decod
 
 
 def _join_texts(texts: Iterable[tuple[str, str]]) -> str:
-    """Join texts, each with its language, by spaces; Chinese has none."""
-    joined, before = "", ""
+    """Join texts, each with its language."""
+    joined = ""
+    before: str | None = None
     for text, language in texts:
         if text:
-            joined += ("" if not joined or before == language == "zh" else " ") + text
+            joined += separator(before, language) + text
             before = language
     return joined
+
+
+def separator(before: str | None, language: str) -> str:
+    """What stands before a text: a space, or nothing where it is the first, or Chinese behind Chinese.
+
+    Args:
+        before: Language of the text before; None if there is none.
+        language: Of the text.
+    """
+    return "" if before is None or before == language == "zh" else " "
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> float:
