@@ -1,7 +1,7 @@
 """API keys: who may use what is under ``/v1``, and ``/metrics``.
 
-Open to everybody are ``/health``, which load balancers ask without a key; the page, plain files of this package
-that hold no secret and ask their user for the key; and ``/openapi.json``.
+Open to everybody are ``/health``, which load balancers ask without a key; the page, plain files of this
+package that hold no secret and ask their user for the key; and ``/openapi.json``.
 """
 
 from __future__ import annotations
