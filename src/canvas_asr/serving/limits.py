@@ -1,0 +1,112 @@
+"""Limits on what a client may send: how much, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import error_response
+
+_MIB = 1 << 20
+_COMPRESS = "compress the audio, to FLAC or Opus say"
+
+
+class UploadLimits:
+    """Middleware that refuses bodies that are too large (413) or too slow (408), without reading them on.
+
+    The application sees a client that left. What it sends from then on is dropped, and so is what it raises.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        """Limit the requests to an application.
+
+        Args:
+            app: The application.
+            max_bytes: Of a body, by its Content-Length or as it comes.
+            timeout_s: How long a body may keep the application waiting.
+        """
+        self._app = app
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on under the limits."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = _LimitedBody(self._max_bytes, self._timeout_s, scope, receive, send)
+        length = Headers(scope=scope).get("content-length", "")[:20]  # int() refuses thousands of digits
+        if length.isascii() and length.isdigit() and int(length) > self._max_bytes:
+            await body.refuse_size()
+            return
+        try:
+            await self._app(scope, body.receive, body.send)
+        except Exception:
+            if not body.is_refused:
+                raise
+
+
+class _LimitedBody:
+    """The two channels of one request."""
+
+    def __init__(self, max_bytes: int, timeout_s: float, scope: Scope, receive: Receive, send: Send) -> None:
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._n_bytes = 0
+        self._left_s = timeout_s
+        self._is_whole = self._is_answered = False
+        self.is_refused = False
+
+    async def receive(self) -> Message:
+        if self.is_refused:
+            return {"type": "http.disconnect"}
+        if self._is_whole:  # what comes now is the client's leaving, whenever that is
+            return await self._receive()
+        started = time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._left_s))
+        except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+            await self._refuse(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"The body did not arrive within {self._timeout_s:g} s; {_COMPRESS}.",
+                "upload_timeout",
+            )
+            return {"type": "http.disconnect"}
+        self._left_s -= time.monotonic() - started
+        if message["type"] != "http.request":
+            return message
+        self._n_bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
+        if self._n_bytes > self._max_bytes:
+            await self.refuse_size()
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Message) -> None:
+        if not self.is_refused:
+            self._is_answered = True
+            await self._send(message)
+
+    async def refuse_size(self) -> None:
+        size = f"{self._max_bytes / _MIB:g} MiB" if self._max_bytes >= _MIB else f"{self._max_bytes} bytes"
+        await self._refuse(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"The body is larger than {size}, the most that is taken; {_COMPRESS}.",
+            "upload_too_large",
+        )
+
+    async def _refuse(self, status: int, message: str, code: str) -> None:
+        """Answer, unless an answer is on its way, and have the connection closed: the rest is not read."""
+        self.is_refused = True
+        if not self._is_answered:
+            response = error_response(
+                status, message, param="file", code=code, headers={"connection": "close"}
+            )
+            await response(self._scope, self._receive, self._send)
