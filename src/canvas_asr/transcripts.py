@@ -125,7 +125,7 @@ def join_transcripts(parts: Sequence[Transcript], audio_s: float, options: Decod
     words = tuple(word for part in spoken for word in part.words or ())
     codes = {code for part in spoken for code in part.language_probabilities}
     return Transcript(
-        text=join_texts([(part.text, part.language) for part in spoken]),
+        text=_join_texts([(part.text, part.language) for part in spoken]),
         language=language,
         language_confidence=_mean(
             [(part.language_confidence, part.audio_s) for part in spoken if part.language == language]
@@ -136,7 +136,7 @@ def join_transcripts(parts: Sequence[Transcript], audio_s: float, options: Decod
         audio_s=audio_s,
         seconds=0.0,
         truncated=any(part.truncated for part in parts),
-        draft=join_texts([(part.draft, part.language) for part in spoken if part.draft]) or spoken[0].draft,
+        draft=_join_texts([(part.draft, part.language) for part in spoken if part.draft]) or spoken[0].draft,
         words=words if options.word_timestamps else None,
         segments=tuple(segment for part in spoken for segment in part.segments),
         language_probabilities={
@@ -146,7 +146,7 @@ def join_transcripts(parts: Sequence[Transcript], audio_s: float, options: Decod
     )
 
 
-def join_texts(texts: Iterable[tuple[str, str]]) -> str:
+def _join_texts(texts: Iterable[tuple[str, str]]) -> str:
     """Join texts, each with its language."""
     joined = ""
     before: str | None = None
