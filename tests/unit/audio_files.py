@@ -1,13 +1,16 @@
-"""Audio files for the tests, made on the spot: no test needs a file of its own."""
+"""Audio files for the tests, made on the spot, and measures of what is read from them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 import soundfile as sf
+
+from canvas_asr.audio import SAMPLE_RATE_HZ
 
 # suffix -> (encoder, its rate in Hz); the rest libsndfile writes
 ENCODERS = {
@@ -60,3 +63,18 @@ def write_audio(
             container.mux(stream.encode(piece))
         container.mux(stream.encode(None))
     return path
+
+
+def middle(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Cut 50 ms off both ends, where a tone that starts at once is no tone."""
+    return samples[SAMPLE_RATE_HZ // 20 : -SAMPLE_RATE_HZ // 20]
+
+
+def level_db(samples: npt.NDArray[Any]) -> float:
+    return 20 * np.log10(np.sqrt(np.mean(np.square(samples, dtype=np.float64))) + 1e-12)
+
+
+def peak_hz(samples: npt.NDArray[Any]) -> float:
+    n_fft = 1 << 19  # bins of 0.03 Hz
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), n_fft))
+    return float(np.argmax(spectrum)) * SAMPLE_RATE_HZ / n_fft
