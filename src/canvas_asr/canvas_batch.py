@@ -8,7 +8,7 @@ Letters: B canvases, C longest canvas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +83,25 @@ class LastPass:
         )
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Canvases with all that a batch knows of them; of one that is paused, or of those that join.
+
+    Attributes:
+        rows: Their tensors.
+        prefix: Cache of their prompts.
+        keys: Of each.
+        lengths: Tokens of each.
+        steps: Passes that each has taken.
+    """
+
+    rows: Rows
+    prefix: DynamicCache
+    keys: list[Any]
+    lengths: list[int]
+    steps: list[int]
+
+
 class CanvasBatch:
     """Denoises canvases, each as many times as it needs.
 
@@ -126,13 +145,14 @@ class CanvasBatch:
         self._lengths: list[int] = []
         self._steps: list[int] = []
         self._active: list[bool] = []
+        self._paused: dict[Any, _Held] = {}
         self._ran: list[int] = []  # rows of the last pass that were active
         self._last: LastPass | None = None
         self._finished: list[tuple[list[Any], list[int], list[int], Tensor, Tensor, Tensor]] = []
         self._tag_ids = torch.tensor(vocabulary.tags, dtype=torch.long)
 
     def __len__(self) -> int:
-        """Count the canvases that are not done."""
+        """Count the canvases that the next pass is for."""
         return sum(self._active)
 
     def own_prefix(self) -> None:
@@ -153,17 +173,58 @@ class CanvasBatch:
             self.vocabulary = replace(self.vocabulary, text=self.vocabulary.text.to(n_prompt.device))
             self._tag_ids = self._tag_ids.to(n_prompt.device)
         new = lay_rows(self.backbone, self.vocabulary, self.config, n_prompt, rows)
+        keys, lengths = [row.key for row in rows], [row.length for row in rows]
+        self._join(_Held(new, prefix, keys, lengths, [0] * len(rows)))
+
+    def _join(self, held: _Held) -> None:
+        """Put canvases behind those in the batch, in the place of as many that are done."""
+        rows, prefix = held.rows, held.prefix
         if self._rows is not None:
-            active = [i for i, is_active in enumerate(self._active) if is_active]
             done = [i for i, is_active in enumerate(self._active) if not is_active]
-            self._keep(active + done[: max(0, len(done) - len(rows))])
-            new = self._rows.join(new)
+            self._keep(self._places() + done[: max(0, len(done) - len(held.keys))])
+            rows = self._rows.join(rows)
             prefix = join_caches([self._prefix, prefix])
-        self._rows, self._prefix = new, prefix
-        self._keys += [row.key for row in rows]
-        self._lengths += [row.length for row in rows]
-        self._steps += [0] * len(rows)
-        self._active += [True] * len(rows)
+        self._rows, self._prefix = rows, prefix
+        self._keys += held.keys
+        self._lengths += held.lengths
+        self._steps += held.steps
+        self._active += [True] * len(held.keys)
+
+    def _places(self) -> list[int]:
+        """Rows of the canvases that are not done."""
+        return [i for i, is_active in enumerate(self._active) if is_active]
+
+    def pause(self, keys: Container[Any]) -> None:
+        """Set canvases aside as they are; no pass is for them until they are resumed."""
+        chosen = [i for i in self._places() if self._keys[i] in keys]
+        for i in chosen:
+            index = torch.tensor([i])
+            self._paused[self._keys[i]] = _Held(
+                self._rows.select(index),  # type: ignore[union-attr]  # there are rows
+                select_cache(self._prefix, index),
+                [self._keys[i]],
+                [self._lengths[i]],
+                [self._steps[i]],
+            )
+        self._leave(chosen)
+
+    def resume(self, keys: Container[Any]) -> None:
+        """Take canvases in again that were paused, to go on where they were."""
+        for key in [key for key in self._paused if key in keys]:
+            self._join(self._paused.pop(key))
+
+    def remove(self, keys: Container[Any]) -> None:
+        """Forget canvases that are not done."""
+        for key in [key for key in self._paused if key in keys]:
+            del self._paused[key]
+        self._leave([i for i in self._places() if self._keys[i] in keys])
+
+    def _leave(self, rows: list[int]) -> None:
+        """Take rows out of further passes."""
+        for i in rows:
+            self._active[i] = False
+        if rows and (self.compact or not any(self._active)):
+            self._keep(self._places())
 
     @torch.no_grad()
     def run_pass(self) -> None:
@@ -192,7 +253,7 @@ class CanvasBatch:
             evidence=Spikes(rows.spike_tokens, rows.spike_weights).at(rows.spike) if fuses else None,
         )
         seen, tags = self._see(rows, reading)
-        self._ran = [i for i, is_active in enumerate(self._active) if is_active]
+        self._ran = self._places()
         self._lay_aside(seen, tags, self._find_done(seen, last))
         stays = seen.in_text.logical_not() | self.config.acceptance.keep(seen) if len(self) else None
         self._last = LastPass(
@@ -208,7 +269,7 @@ class CanvasBatch:
         if stays is not None:
             self._rows = self._renoise(rows, seen, stays, reading.soft)
             if self.compact and not all(self._active):
-                self._keep([i for i, is_active in enumerate(self._active) if is_active])
+                self._keep(self._places())
         else:
             self._keep([])
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -81,11 +81,20 @@ class Watchers:
 NOBODY = Watchers()
 
 
-def view_canvases(batch: ClipBatch, place_of: Callable[[Any], int] = int) -> Iterator[CanvasView]:
-    """Read what the last pass of a batch made of its clips; ``place_of`` gives their places from the keys."""
+def view_canvases(
+    batch: ClipBatch, place_of: Callable[[Any], int] = int, watched: Container[Any] | None = None
+) -> Iterator[CanvasView]:
+    """Read what the last pass of a batch made of its clips.
+
+    Args:
+        batch: With the clips.
+        place_of: Gives a clip's place from its key.
+        watched: Keys of the clips to read; None: all.
+    """
     last, decoder = batch.shown(), batch.decoder
+    if watched is not None:
+        last = last.select([row for row, key in enumerate(last.keys) if key in watched])
     codes = {tag: code for code, tag in decoder.languages.items()}
-    given = batch.options.language or ""
     confidences = last.confidence.tolist()
     stays = [None] * len(last.keys) if last.kept is None else last.kept.tolist()
     for row, ids in enumerate(last.canvas.tolist()):
@@ -99,7 +108,7 @@ def view_canvases(batch: ClipBatch, place_of: Callable[[Any], int] = int) -> Ite
             tokens=tuple(Token(*token) for token in known),
             kept=None if kept is None else tuple(kept[span]),
             before=_texts(decoder, last.before[row, : last.lengths[row]].tolist()),
-            language=codes.get(ids[0], "") if codes else given,
+            language=codes.get(ids[0], "") if codes else batch.given_language(last.keys[row]),
         )
 
 

@@ -5,7 +5,7 @@ Letters: B clips, C longest canvas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,17 @@ if TYPE_CHECKING:
 OnDraft = Callable[[list[list[int]]], None]
 
 
+def shared_options(options: DecodingOptions) -> DecodingOptions:
+    """Give what the clips of a batch have in common: all but language, seed and times of words."""
+    return replace(options, language=None, seed=0, word_timestamps=False)
+
+
 @dataclass
 class _Clip:
     """A clip on its way.
 
     Attributes:
+        options: Its own.
         mel: Its features, (n_mels, T_mel).
         noise_key: See :class:`~canvas_asr.canvas_rows.CanvasRow`.
         heard: Its greedy CTC reading.
@@ -48,6 +54,7 @@ class _Clip:
         candidates: Those that are done.
     """
 
+    options: DecodingOptions
     mel: Tensor
     noise_key: int
     heard: Sequence[int]
@@ -61,8 +68,8 @@ class _Clip:
 class ClipBatch:
     """Clips being decoded; :meth:`CanvasDecoder.open` makes one.
 
-    Between passes clips may be added, and those that are done be taken out. What a clip gives does not depend
-    on the others.
+    Between passes clips may be added, set aside or removed, and those that are done be taken out. What a clip
+    gives does not depend on the others.
     """
 
     def __init__(self, decoder: CanvasDecoder, options: DecodingOptions) -> None:
@@ -97,17 +104,48 @@ class ClipBatch:
             compact=graphs is None,
         )
         self._clips: dict[Any, _Clip] = {}
-        self._passes: dict[Any, int] = {}  # of each clip before its present canvases, at the last pass
+        self._paused: set[Any] = set()
+        # Of each clip at the last pass: passes before its present canvases, and the language it was given.
+        self._passes: dict[Any, tuple[int, str]] = {}
         self._finished: list[tuple[Any, Decoded]] = []
 
     def __len__(self) -> int:
-        """Count the clips that need further passes."""
-        return len(self._clips)
+        """Count the clips that the next pass is for."""
+        return len(self._clips) - len(self._paused)
 
     @property
     def keys(self) -> list[Any]:
-        """Keys of the clips that need further passes."""
-        return list(self._clips)
+        """Keys of the clips that the next pass is for."""
+        return [key for key in self._clips if key not in self._paused]
+
+    @property
+    def paused(self) -> list[Any]:
+        """Keys of the clips that are set aside."""
+        return [key for key in self._clips if key in self._paused]
+
+    def pause(self, keys: Container[Any]) -> None:
+        """Set clips aside as they are; no pass is for them until they are resumed."""
+        chosen = {key for key in self.keys if key in keys}
+        self._canvases.pause(self._canvas_keys(chosen))
+        self._paused |= chosen
+
+    @torch.no_grad()
+    def resume(self, keys: Container[Any]) -> None:
+        """Let clips that are set aside go on where they were."""
+        chosen = {key for key in self._paused if key in keys}
+        self._canvases.resume(self._canvas_keys(chosen))
+        self._paused -= chosen
+
+    def remove(self, keys: Container[Any]) -> None:
+        """Forget clips, whether they are done or not; their rows are free for others."""
+        chosen = {key for key in self._clips if key in keys}
+        self._canvases.remove(self._canvas_keys(chosen))
+        self._clips = {key: clip for key, clip in self._clips.items() if key not in chosen}
+        self._paused -= chosen
+        self._finished = [(key, decoded) for key, decoded in self._finished if key not in keys]
+
+    def _canvas_keys(self, keys: set[Any]) -> set[tuple[Any, int]]:
+        return {(key, j) for key in keys for j in range(self.options.candidates)}
 
     @torch.no_grad()
     def add(
@@ -116,6 +154,7 @@ class ClipBatch:
         n_mel: Tensor,
         keys: Sequence[Any],
         *,
+        options: Sequence[DecodingOptions] | None = None,
         clip_keys: Sequence[int] | None = None,
         drafts: Sequence[Sequence[int]] | None = None,
         on_draft: OnDraft | None = None,
@@ -126,13 +165,17 @@ class ClipBatch:
             mel: Log-mel features, (B, n_mels, T_mel), right-padded.
             n_mel: Valid mel frames, (B,) int64.
             keys: What each result comes back with.
+            options: Of each clip, resolved and checked, with the :func:`shared_options` of the batch; None:
+                those of the batch.
             clip_keys: See :meth:`CanvasDecoder.__call__`, as for what follows.
             drafts: Token ids in place of the CTC reading.
             on_draft: Called with the greedy CTC readings.
 
         Raises:
             OptionError: If a draft is needed and missing.
+            ValueError: If the options of a clip are those of another batch.
         """
+        own = self._own(options, len(keys))
         decoder, model = self.decoder, self.decoder.model
         tokens, n_audio = model.audio_tokens(mel, n_mel)
         ctc, words = self._read_tap(tokens, n_audio)
@@ -140,23 +183,37 @@ class ClipBatch:
         if on_draft is not None:
             on_draft([list(draft.ids) for draft in heard])
         lengths = n_mel.tolist()
-        sounds: Sequence[Tensor | None] = [None] * len(mel)
-        if self.options.word_timestamps:
-            sounds = decoder.aligner.clips(tokens, n_mel)
+        sounds: list[Tensor | None] = [None] * len(mel)
+        if any(one.word_timestamps for one in own):
+            found = decoder.aligner.clips(tokens, n_mel)
+            sounds = [sound if one.word_timestamps else None for sound, one in zip(found, own, strict=True)]
         left = []
         for i, draft in enumerate(heard):
             if self._is_answer(draft):
-                self._finish(keys[i], self._answer(draft), sounds[i])
+                self._finish(keys[i], self._answer(draft, own[i].language or ""), sounds[i])
                 continue
             start = draft if drafts is None else self._reader.given(drafts[i])
             noise_key = lengths[i] if clip_keys is None else clip_keys[i]
-            clip = _Clip(mel[i, :, : lengths[i]], noise_key, draft.ids, start, self._fit(start), sounds[i])
-            self._clips[keys[i]] = clip
+            own_mel, length = mel[i, :, : lengths[i]], self._fit(start)
+            self._clips[keys[i]] = _Clip(own[i], own_mel, noise_key, draft.ids, start, length, sounds[i])
             left.append(i)
         if len(left) < len(heard):
             tokens, n_audio, ctc = tokens[left], n_audio[left], ctc[left]
         if left:
             self._lay([keys[i] for i in left], tokens, n_audio, ctc)
+
+    def _own(self, options: Sequence[DecodingOptions] | None, n_clips: int) -> Sequence[DecodingOptions]:
+        """The options of each clip.
+
+        Raises:
+            ValueError: If they are those of another batch.
+        """
+        if options is None:
+            return [self.options] * n_clips
+        shared = shared_options(self.options)
+        if any(shared_options(one) != shared for one in options):
+            raise ValueError("clips of one batch differ in language, seed and word_timestamps only.")
+        return options
 
     def _lay(self, keys: Sequence[Any], tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> None:
         """Encode prompts around audio tokens (B, A, D) and lay the canvases of their clips."""
@@ -189,9 +246,8 @@ class ClipBatch:
         gate = self.options.gate
         return self.options.draft_alone or (gate is not None and draft.certainty >= gate)
 
-    def _answer(self, draft: Draft) -> Decoded:
+    def _answer(self, draft: Draft, language: str) -> Decoded:
         """A draft as a result of no pass."""
-        language = self.options.language or ""
         ids = list(draft.ids)
         sure = {code: float(code == language) for code in self.decoder.languages} if language else {}
         return Decoded(
@@ -214,7 +270,8 @@ class ClipBatch:
 
     def _rows(self, key: Any) -> list[CanvasRow]:
         """The canvases of a clip, one a candidate."""
-        clip, options = self._clips[key], self.options
+        clip = self._clips[key]
+        options = clip.options
         tag = None if options.language is None else self.decoder.languages.get(options.language)
         return [
             CanvasRow((key, j), clip.noise_key, options.seed + j, clip.length, tag, clip.start)
@@ -227,13 +284,13 @@ class ClipBatch:
 
         With ``canvas="auto"`` a clip whose text has filled its canvas starts anew on a longer one.
         """
-        self._passes = {key: clip.passes for key, clip in self._clips.items()}
+        self._passes = {key: (clip.passes, clip.options.language or "") for key, clip in self._clips.items()}
         self._canvases.run_pass()
         filled = []
         for finished in self._canvases.take():
             key, candidate = finished.key
             clip = self._clips[key]
-            clip.candidates[candidate] = self.decoder.result(finished, clip.heard, self.options.language)
+            clip.candidates[candidate] = self.decoder.result(finished, clip.heard, clip.options.language)
             if len(clip.candidates) < self.options.candidates:
                 continue
             chosen = self._choose(clip)
@@ -278,8 +335,12 @@ class ClipBatch:
         last = self._canvases.shown()
         last = last.select([i for i, (_, candidate) in enumerate(last.keys) if candidate == 0])
         keys = [key for key, _ in last.keys]
-        steps = [self._passes[key] + step for key, step in zip(keys, last.steps, strict=True)]
+        steps = [self._passes[key][0] + step for key, step in zip(keys, last.steps, strict=True)]
         return replace(last, keys=keys, steps=steps)
+
+    def given_language(self, key: Any) -> str:
+        """Code that a clip of the last pass was given; empty if none."""
+        return self._passes[key][1]
 
     def take(self) -> list[tuple[Any, Decoded]]:
         """Give the clips that are done since the last call with their results, and forget them."""
