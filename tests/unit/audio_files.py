@@ -17,6 +17,7 @@ ENCODERS = {
     ".mp3": ("libmp3lame", 44_100),
     ".m4a": ("aac", 44_100),
     ".aac": ("aac", 44_100),
+    ".opus": ("libopus", 48_000),
     ".webm": ("libopus", 48_000),
     ".mka": ("flac", 44_100),
     ".caf": ("pcm_s16be", 44_100),

@@ -16,55 +16,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from audio_files import ENCODERS, write_audio
+from damaged_audio import mutate, write_originals
 
 from canvas_asr.audio import load_audio
 from canvas_asr.errors import AudioError
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a")
 N_FILES = 500
 MAX_FILE_S = 5.0
 MAX_RSS_MIB = 600
-HEADER_BYTES = 200
-
-
-def write_originals(folder: Path) -> list[Path]:
-    """Write two files of each format: half a second of noise, mono and stereo."""
-    paths = []
-    for suffix in SUFFIXES:
-        rate_hz = ENCODERS.get(suffix, ("", 44_100))[1]
-        for n_channels in (1, 2):
-            noise = np.random.default_rng(n_channels).normal(0, 0.1, (rate_hz // 2, n_channels))
-            path = folder / f"original{n_channels}{suffix}"
-            paths.append(write_audio(path, noise.astype(np.float32), rate_hz))
-    return paths
-
-
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Damage a file in one to three ways; half of them in the header, where a byte does most."""
-    data = bytearray(content)
-    for _ in range(rng.randint(1, 3)):
-        end = min(HEADER_BYTES, len(data)) if rng.random() < 0.5 else len(data)
-        at = rng.randrange(max(1, end))
-        n = rng.choice((1, 2, 4, 16, 256))
-        match rng.randrange(6):
-            case 0:
-                data[at : at + n] = rng.randbytes(n)
-            case 1:
-                data[at : at + n] = bytes([rng.choice((0, 0x7F, 0x80, 0xFF))]) * n
-            case 2:
-                del data[at : at + n]
-            case 3:
-                data[at:at] = rng.randbytes(n)
-            case 4:
-                data[at:at] = data[at : at + n * 16]
-            case 5:
-                for _ in range(n):
-                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        if len(data) < 16 or rng.random() < 0.1:
-            del data[rng.randrange(len(data) + 1) :]
-            break
-    return bytes(data)
 
 
 def read_damaged_files(folder: Path, n_files: int) -> None:
@@ -73,7 +32,7 @@ def read_damaged_files(folder: Path, n_files: int) -> None:
     for i in range(n_files):
         suffix, content = contents[i % len(contents)]
         path = folder / f"damaged{i}{suffix}"
-        path.write_bytes(mutate(content, random.Random(i)))
+        path.write_bytes(mutate(content, contents[i % 7][1], random.Random(i)))
         print(path, end=" ", flush=True)  # if the process dies, the last line names the file
         start_s = time.perf_counter()
         try:
