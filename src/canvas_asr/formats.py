@@ -1,7 +1,8 @@
 """Transcripts as txt, srt, vtt, tsv and json, with openai-whisper's conventions.
 
 txt has a line for every segment. srt, vtt and tsv have the same cues (:mod:`canvas_asr.subtitles`); tsv gives
-their times in whole milliseconds. json is everything there is, on one line.
+their times in whole milliseconds. json is everything there is, on one line. All of them name speakers, where
+turns of these were given.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from .subtitles import Layout, make_cues, one_line, segments_of
 
 
 def to_txt(transcript: Transcript) -> str:
-    """Give the text, a line for every segment."""
-    lines = (one_line(segment.text) for segment in segments_of(transcript))
-    return "".join(line + "\n" for line in lines if line)
+    """Give the text, a line for every segment; a speaker stands before it in brackets."""
+    lines = ((_bracketed(segment.speaker), one_line(segment.text)) for segment in segments_of(transcript))
+    return "".join(f"{speaker}{line}\n" for speaker, line in lines if line)
 
 
 def to_srt(transcript: Transcript, layout: Layout | None = None) -> str:
@@ -27,8 +28,7 @@ def to_srt(transcript: Transcript, layout: Layout | None = None) -> str:
     blocks = []
     for number, cue in enumerate(make_cues(transcript, layout), start=1):
         times = f"{_clock(cue.start_ms, ',', hours=True)} --> {_clock(cue.end_ms, ',', hours=True)}"
-        speaker = f"[{one_line(cue.speaker)}]: " if cue.speaker else ""
-        text = re.sub("-{2,}>", "->", speaker + "\n".join(cue.lines))
+        text = re.sub("-{2,}>", "->", _bracketed(cue.speaker) + "\n".join(cue.lines))
         blocks.append(f"{number}\n{times}\n{text}\n\n")
     return "".join(blocks)
 
@@ -44,10 +44,13 @@ def to_vtt(transcript: Transcript, layout: Layout | None = None) -> str:
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """Give a table: start and end in milliseconds, text; speakers are left out."""
-    rows = ["start\tend\ttext"]
-    rows += [f"{cue.start_ms}\t{cue.end_ms}\t{cue.lines[0]}" for cue in make_cues(transcript)]
-    return "".join(row + "\n" for row in rows)
+    """Give a table: start and end in milliseconds, text; a fourth column if speakers are known."""
+    cues = make_cues(transcript)
+    rows = [("start", "end", "text"), *((str(cue.start_ms), str(cue.end_ms), cue.lines[0]) for cue in cues)]
+    if any(cue.speaker for cue in cues):
+        speakers = ("speaker", *(one_line(cue.speaker or "") for cue in cues))
+        rows = [(*row, speaker) for row, speaker in zip(rows, speakers, strict=True)]
+    return "".join("\t".join(row) + "\n" for row in rows)
 
 
 def to_json(transcript: Transcript, *, ascii_only: bool = False) -> str:
@@ -71,6 +74,10 @@ FORMATS: dict[str, Writer] = {
     "tsv": lambda transcript, _layout: to_tsv(transcript),
     "json": lambda transcript, _layout: to_json(transcript) + "\n",
 }
+
+
+def _bracketed(speaker: str | None) -> str:
+    return f"[{one_line(speaker)}]: " if speaker else ""
 
 
 def _clock(milliseconds: int, mark: str, *, hours: bool = False) -> str:

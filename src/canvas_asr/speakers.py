@@ -6,6 +6,9 @@
 A segment has the speaker whose turns overlap it most. Where words have times each word has its own, and the
 segment is split where the speaker changes. Of turns that overlap as much, the one that began first counts.
 
+The turns of an audio file are found by its name, without folder and ending: in a folder of RTTM files those
+of ``meeting.wav`` are in ``meeting.rttm``, in an RTTM file of several recordings they are called ``meeting``.
+
 An RTTM file (NIST, "Rich Transcription Time Marked") has a turn a line, fields between spaces: ``SPEAKER``,
 name of the recording, channel, start and length in seconds, two fields that mean nothing here, and the
 speaker; others may follow.
@@ -17,7 +20,7 @@ import math
 import os
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FEWEST_FIELDS = 8
+_NAMES_SHOWN = 8
+RTTM_SUFFIX = ".rttm"
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,12 @@ def read_rttm(path: str | os.PathLike[str], recording: str | None = None) -> lis
 
 def _choose(recordings: dict[str, list[Turn]], recording: str | None, name: str) -> list[Turn]:
     """Turns of one recording of the file ``name``; see :func:`read_rttm`."""
+    known = ", ".join(list(recordings)[:_NAMES_SHOWN]) or "none"
+    if len(recordings) > _NAMES_SHOWN:
+        known += f" and {len(recordings) - _NAMES_SHOWN} others"
     if recording is None and len(recordings) > 1:
-        raise DataError(f"{name}: turns of several recordings ({', '.join(recordings)}); name one of them.")
+        raise DataError(f"{name}: turns of several recordings ({known}); name one of them.")
     if recording is not None and recording not in recordings:
-        known = ", ".join(recordings) or "none"
         raise DataError(f"{name}: no turns of the recording {recording!r}; it has {known}.")
     return next(iter(recordings.values()), []) if recording is None else recordings[recording]
 
@@ -198,49 +205,97 @@ def join_speakers(transcript: Transcript, turns: Iterable[Turn | tuple[float, fl
 
 
 class Speakers:
-    """Joins transcripts with the speaker turns of their audio."""
+    """Finds the speaker turns of recordings, and joins what was said with them."""
 
-    def __init__(self, diarize: Diarize | str | os.PathLike[str] | None) -> None:
+    def __init__(self, diarize: Diarize | str | os.PathLike[str] | None, *, by_name: bool = False) -> None:
         """Read an RTTM file, so that a bad one is told of before anything is transcribed.
 
         Args:
             diarize: A callable that is given all samples, (N,) float32 mono, and their rate, 16 000 Hz, and
-                gives turns; or an RTTM file. Of its recordings the one with the name of the audio file,
-                without folder and ending, counts, or the only one. None: nobody is told apart.
+                gives turns; an RTTM file; or a folder of them, which are read as they are needed. None:
+                nobody is told apart.
+            by_name: Whether an RTTM file about one recording counts for that alone. If not it counts for
+                whatever is transcribed, by any name.
 
         Raises:
-            DataError: If the RTTM file cannot be used.
+            DataError: If the RTTM file cannot be used, or there is none in the folder.
             OptionError: If it is none of these.
         """
         self._diarize = diarize
+        self._by_name = by_name
         self._recordings: dict[str, list[Turn]] = {}
+        self._where = ""  # the RTTM file or folder
+        self._folder: Path | None = None
         if isinstance(diarize, (str, os.PathLike)):
-            self._recordings = _read_recordings(os.fsdecode(diarize))
+            self._where = os.fsdecode(diarize)
+            path = Path(self._where)
+            if not path.is_dir():
+                self._recordings = _read_recordings(self._where)
+            elif next(path.glob(f"*{RTTM_SUFFIX}"), None) is None:
+                raise DataError(f"{path}: no RTTM file is in this folder; their names end in {RTTM_SUFFIX}.")
+            else:
+                self._folder = path
         elif diarize is not None and not callable(diarize):
-            raise OptionError(f"diarize is {diarize!r}; give a callable or an RTTM file.")
+            raise OptionError(f"diarize is {diarize!r}; give a callable, an RTTM file or a folder of them.")
 
-    def join(
-        self, transcript: Transcript, source: AudioSource, sample_rate_hz: int | None = None
-    ) -> Transcript:
-        """Say who spoke in a transcript; see :func:`join_speakers`.
+    @classmethod
+    def of(cls, diarize: Speakers | Diarize | str | os.PathLike[str] | None, *, by_name: bool) -> Speakers:
+        """Give what is one already, or make one."""
+        return diarize if isinstance(diarize, Speakers) else cls(diarize, by_name=by_name)
+
+    def check(self, source: AudioSource) -> None:
+        """See that RTTM files tell of a recording; a callable is not asked.
+
+        Raises:
+            DataError: If they do not, or cannot be used.
+        """
+        if self._where:
+            self._listed(source)
+
+    def turns(self, source: AudioSource, sample_rate_hz: int | None = None) -> list[Turn]:
+        """Find the turns of a recording, by start.
 
         Args:
-            transcript: With its segments.
             source: Its audio, as :func:`canvas_asr.load_audio` takes it.
             sample_rate_hz: Rate of an array that comes without one.
 
         Raises:
-            DataError: If a turn is none, or the RTTM file has several recordings and none of this name.
+            AudioError: If a callable is to be asked and the audio cannot be read.
+            DataError: If a turn is none, or RTTM files cannot be used or do not tell of this recording.
         """
         if self._diarize is None:
-            return transcript
+            return []
         if callable(self._diarize):
-            return join_speakers(
-                transcript, self._diarize(load_audio(source, sample_rate_hz), SAMPLE_RATE_HZ)
-            )
+            return as_turns(self._diarize(load_audio(source, sample_rate_hz), SAMPLE_RATE_HZ))
+        return self._listed(source)
+
+    def join(
+        self, transcript: Transcript, source: AudioSource, sample_rate_hz: int | None = None
+    ) -> Transcript:
+        """Say who spoke in a transcript: see :func:`join_speakers`, and :meth:`turns` for what is raised."""
+        if self._diarize is None:
+            return transcript
+        return join_speakers(transcript, self.turns(source, sample_rate_hz))
+
+    def join_segments(self, segments: Iterator[Segment], source: AudioSource) -> Iterator[Segment]:
+        """Say who spoke each segment as it comes; turns are found before the first, as :meth:`turns` does."""
+        if self._diarize is None:
+            return segments
+        overlaps = _Overlaps(self.turns(source))
+        return (part for segment in segments for part in _split(segment, overlaps))
+
+    def _listed(self, source: AudioSource) -> list[Turn]:
+        """The turns that RTTM files have of a recording."""
         own = Path(os.fsdecode(source)).stem if isinstance(source, (str, os.PathLike)) else None
-        name = own if own in self._recordings else None
-        return join_speakers(transcript, _choose(self._recordings, name, os.fsdecode(self._diarize)))
+        where, recordings, by_name = self._where, self._recordings, self._by_name
+        if own is None and (by_name or self._folder is not None):
+            raise DataError(f"{where}: turns go by the name of an audio file, which an array does not have.")
+        if self._folder is not None:
+            path = self._folder / f"{own}{RTTM_SUFFIX}"
+            if not path.is_file():
+                raise DataError(f"{where}: no {path.name} is in this folder.")
+            where, recordings, by_name = str(path), _read_recordings(str(path)), False
+        return _choose(recordings, own if by_name or own in recordings else None, where)
 
 
 def _split(segment: Segment, turns: _Overlaps) -> list[Segment]:

@@ -161,11 +161,16 @@ def test_chinese_is_joined_without_spaces_and_may_break_anywhere() -> None:
     assert make_cues(transcript(segment(0.0, 2.0, "你好,世界。")), Layout(3))[0].lines == ("你好,", "世界。")
 
 
-def test_a_speaker_is_a_voice_and_stands_in_brackets() -> None:
+def test_every_format_names_speakers() -> None:
     talk = transcript(
         segment(0.0, 1.0, "Yes.", said("Yes.", 0.0, 1.0), speaker="Ann & co"),
         segment(1.0, 2.0, "No.", said("No.", 1.0, 1.0), speaker="SPEAKER_01"),
     )
+    assert talk.to_txt() == "[Ann & co]: Yes.\n[SPEAKER_01]: No.\n"
+    assert [one["speaker"] for one in json.loads(talk.to_json())["segments"]] == ["Ann & co", "SPEAKER_01"]
+    table = list(csv.DictReader(io.StringIO(talk.to_tsv()), delimiter="\t"))
+    assert [(row["text"], row["speaker"]) for row in table] == [("Yes.", "Ann & co"), ("No.", "SPEAKER_01")]
+    assert "speaker" not in TALK.to_tsv()
     assert [caption.voice for caption in webvtt.from_string(talk.to_vtt())] == ["Ann &amp; co", "SPEAKER_01"]
     assert [cue.content for cue in srt.parse(talk.to_srt())] == ["[Ann & co]: Yes.", "[SPEAKER_01]: No."]
     assert len(make_cues(talk, Layout(40, 2))) == 2

@@ -177,8 +177,53 @@ def test_a_file_has_the_turns_of_its_name(tmp_path: Path) -> None:
     assert Speakers(None).join(said, tmp_path / "talk.wav") is said
 
 
+def test_several_files_have_the_turns_of_their_names_alone(tmp_path: Path) -> None:
+    speakers = Speakers(rttm(tmp_path), by_name=True)
+    assert [turn.speaker for turn in speakers.turns(tmp_path / "meeting.wav")] == ["ann", "bob"]
+    with pytest.raises(DataError, match=r"turns\.rttm: no turns of the recording 'talk'; it has meeting\."):
+        speakers.check(tmp_path / "talk.wav")
+    with pytest.raises(DataError, match="an array does not have"):
+        speakers.turns((np.zeros(9, np.float32), 16_000))
+    assert Speakers.of(speakers, by_name=False) is speakers
+
+
+def test_names_of_a_thousand_recordings_are_not_all_told(tmp_path: Path) -> None:
+    lines = "".join(f"SPEAKER r{k} 1 0 1 <NA> <NA> eve\n" for k in range(1_000))
+    with pytest.raises(DataError, match=r"it has r0, .*, r7 and 992 others") as caught:
+        Speakers(rttm(tmp_path, lines), by_name=True).check("talk.wav")
+    assert len(str(caught.value)) < 200 + len(str(tmp_path))
+
+
+def test_a_folder_has_a_file_for_every_recording(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no RTTM file is in this folder"):
+        Speakers(tmp_path)
+    (tmp_path / "talk.rttm").write_text(RTTM)
+    (tmp_path / "call.rttm").write_text("nonsense")
+    (tmp_path / "two.rttm").write_text(RTTM + "SPEAKER two 1 0 1 <NA> <NA> eve\n")
+    speakers = Speakers(tmp_path, by_name=True)
+    assert [turn.speaker for turn in speakers.turns("audio/talk.mp3")] == ["ann", "bob"]
+    assert [turn.speaker for turn in speakers.turns("audio/two.mp3")] == ["eve"]
+    speakers.check("talk.wav")
+    for source, message in (
+        ("none.wav", r": no none\.rttm is in this folder"),
+        ("call.wav", r"call\.rttm, line 1: no type"),
+        ((np.zeros(9, np.float32), 16_000), "an array does not have"),
+    ):
+        with pytest.raises(DataError, match=message):
+            speakers.check(source)  # type: ignore[arg-type]
+
+
+def test_segments_are_joined_as_they_come(tmp_path: Path) -> None:
+    said = segment(("Yes.", 1.0, 1.4), ("Why?", 3.0, 3.5))
+    coming = iter([said, said])
+    found = Speakers(rttm(tmp_path)).join_segments(coming, tmp_path / "talk.wav")
+    assert (next(found).speaker, next(found).speaker) == ("ann", "bob")
+    assert next(coming) is said  # not before it was asked for
+    assert Speakers(None).join_segments(coming, "talk.wav") is coming
+
+
 def test_what_is_neither_callable_nor_file_is_refused() -> None:
-    with pytest.raises(OptionError, match="diarize is 3; give a callable or an RTTM file"):
+    with pytest.raises(OptionError, match="diarize is 3; give a callable, an RTTM file or a folder of them"):
         Speakers(3)  # type: ignore[arg-type]
 
 
