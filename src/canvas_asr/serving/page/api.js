@@ -27,8 +27,6 @@ export async function* transcribe(file, { name, model, language, key, signal }) 
   const form = new FormData();
   form.append("model", model);
   if (language) form.append("language", language);
-  form.append("response_format", "verbose_json");
-  form.append("timestamp_granularities[]", "word");
   form.append("stream", "true");
   form.append("canvas", "true");
   form.append("file", file, name);

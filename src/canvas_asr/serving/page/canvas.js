@@ -28,7 +28,8 @@ export class Canvas {
   /** Take a `canvas.pass`. */
   addPass(pass) {
     const block = this.#blockAt(pass.start);
-    if (!block.segment) block.passes.push(pass.tokens);
+    if (!block.passes.length) block.passes.push(startOf(pass));
+    block.passes.push(pass.tokens);
     this.#run();
   }
 
@@ -58,14 +59,14 @@ export class Canvas {
   /** How many passes can be shown again; 0 if they were not kept. */
   get nPasses() {
     if (this.blocks.length > MOST_KEPT) return 0;
-    return Math.max(0, ...this.blocks.map((block) => block.passes.length));
+    return Math.max(0, ...this.blocks.map((block) => block.passes.length - 1));
   }
 
-  /** Show what stood on the canvas after a pass, from 1; after the last one, the words. */
+  /** Show what stood on the canvas after a pass, 0 for its start; after the last one, the words. */
   showPass(number) {
     const isLast = number >= this.nPasses;
     for (const block of this.blocks) {
-      const tokens = block.passes[Math.min(number, block.passes.length) - 1];
+      const tokens = block.passes[Math.min(number, block.passes.length - 1)];
       const showsWords = isLast || !tokens;
       if (!showsWords) draw(block.tokens, tokens);
       block.tokens.hidden = showsWords;
@@ -101,7 +102,7 @@ export class Canvas {
       if (waiting > 0) {
         block.nShown += isHurried ? waiting : Math.ceil(waiting / MOST_WAITING);
         draw(block.tokens, block.passes[block.nShown - 1]);
-        this.tell(`Pass ${block.nShown}`);
+        this.tell(block.nShown > 1 ? `Pass ${block.nShown - 1}` : "");
         isDone = false;
       } else if (block.segment) {
         this.#writeWords(block);
@@ -140,6 +141,11 @@ function makeBlock(start) {
   return { start, element, tokens, words, passes: [], nShown: 0, segment: null, isWritten: false };
 }
 
+/** What the first pass read, noise or a draft, in the places that it filled with text. */
+function startOf({ before, tokens }) {
+  return tokens.map((_, place) => ({ text: before[place] || " ·" }));
+}
+
 /** Show tokens in the places of those before them, so that only what differs is seen to change. */
 function draw(paragraph, tokens) {
   const isStill = wantsStillness();
@@ -152,7 +158,7 @@ function draw(paragraph, tokens) {
     }
     const isNew = span.textContent !== token.text;
     span.textContent = token.text;
-    span.className = `token ${level(token.confidence)}${token.kept === false ? " loose" : ""}`;
+    span.className = `token ${level(token.confidence ?? 1)}${token.kept ? "" : " loose"}`;
     if (isNew && !isStill) span.animate([{ opacity: 0.15 }, { opacity: 1 }], { duration: 2 * PACE_MS });
   });
 }

@@ -102,12 +102,12 @@ function fail(error) {
 function endWork() {
   if (document.activeElement === at("cancel")) at("name").focus();
   at("cancel").hidden = true;
-  at("progress").hidden = true;
+  at("progress").classList.add("over");
 }
 
 function showProgress(done, total) {
   const bar = at("progress");
-  bar.hidden = false;
+  bar.classList.remove("over");
   if (total) {
     bar.value = Math.min(1, done / total);
     bar.setAttribute("aria-valuetext", `${clock(done)} of ${clock(total)}`);
@@ -264,7 +264,7 @@ function showRecording(isOn) {
 
 function namePass() {
   const [now, all] = [Number(at("pass").value), canvas.nPasses];
-  at("pass-name").textContent = `${now} of ${all}`;
+  at("pass-name").textContent = now ? `${now} of ${all}` : "start";
 }
 
 function showPass() {
@@ -279,7 +279,7 @@ at("pass").addEventListener("input", () => {
 
 at("again").addEventListener("click", () => {
   clearInterval(replay);
-  at("pass").value = 1;
+  at("pass").value = 0;
   showPass();
   replay = setInterval(() => {
     at("pass").stepUp();
