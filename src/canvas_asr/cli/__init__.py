@@ -1,7 +1,8 @@
-"""The command ``canvas-asr``: transcribe, plot, train, synth, evaluate, convert, info, card and push.
+"""The command ``canvas-asr``: transcribe, plot, serve, train, synth, evaluate, convert, info, card and push.
 
     canvas-asr transcribe talk.mp3 --language de --json
     canvas-asr plot talk.mp3 -o talk.png
+    canvas-asr serve --port 8000
     canvas-asr train recipes/tiny/adapter.yaml --set training.max_steps=100
     canvas-asr evaluate tiny --set data/german.jsonl --out runs/evaluation
     canvas-asr convert diffusion_asr_small.pt adapter/
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 
 from canvas_asr import __version__
 
-from . import convert, evaluate, info, plot, push, synth, train, transcribe
+from . import convert, evaluate, info, plot, push, serve, synth, train, transcribe
 from .messages import PROGRAM, exit_code
 
 
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     transcribe.add_parser(commands)
     plot.add_parser(commands)
+    serve.add_parser(commands)
     train.add_parser(commands)
     synth.add_parser(commands)
     evaluate.add_parser(commands)

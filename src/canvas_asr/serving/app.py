@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-import tempfile
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from .. import __version__
+from . import live, metrics, models, page, transcriptions
 from .auth import KeyGuard
 from .errors import add_error_handlers
+from .form import Served
+from .limits import UploadLimits
+from .metrics import Observer, RequestMetrics, SchedulerCollector
+from .scheduler import Scheduler
 from .settings import ServerSettings
+from .uploads import DecoderPool
+from .work import Admission
 
 if TYPE_CHECKING:
     from ..transcriber import Transcriber
 
+DESCRIPTION = """Speech recognition by parallel denoising, behind OpenAI's interface for transcription.
+
+Where the server was started with API keys, all but `/health`, the page and this document asks for one:
+`Authorization: Bearer KEY`. Errors are OpenAI's: `{"error": {"message", "type", "param", "code"}}`.
+"""
+
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    with tempfile.TemporaryDirectory(prefix="canvas-asr-") as folder:  # of the server's user alone
-        app.state.uploads = Path(folder)
+    """Start the decoders and the model's thread; at the end, let those in work finish, and stop them."""
+    state, settings = app.state, app.state.settings
+    await run_sync(state.decoders.start)
+    state.scheduler.start()
+    try:
         yield
+    finally:
+        state.is_draining = True
+        await run_sync(state.scheduler.close, settings.drain_s)
+        await run_sync(state.decoders.close)
+        state.starters.shutdown(wait=False, cancel_futures=True)
 
 
 def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
@@ -32,10 +54,42 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
     Args:
         transcriber: Of the model that is served.
         settings: Of the server.
+
+    Raises:
+        OptionError: If the model cannot follow the options of decoding in the settings.
     """
-    app = FastAPI(title="canvas-asr", version=__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.transcriber = transcriber
-    app.state.settings = settings
+    app = FastAPI(
+        title="canvas-asr",
+        description=DESCRIPTION,
+        version=__version__,
+        docs_url=None,  # these pages would load their scripts from another host
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    _set_state(app, transcriber, settings)
+    for module in (transcriptions, models, metrics, live, page):
+        app.include_router(module.router)
     add_error_handlers(app)
+    # From the inside out: a key is asked for before a body is read.
+    app.add_middleware(UploadLimits, max_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
     app.add_middleware(KeyGuard, keys=settings.api_keys)
+    app.add_middleware(Observer, observed=app)
     return app
+
+
+def _set_state(app: FastAPI, transcriber: Transcriber, settings: ServerSettings) -> None:
+    defaults = settings.decoding()
+    transcriber.decoder.open(defaults)  # said now what would else be said to every request
+    state = app.state
+    state.transcriber = transcriber
+    state.settings = settings
+    state.served = Served(settings.served_names, transcriber.languages, transcriber.has_draft, defaults)
+    state.started_at = int(time.time())
+    state.is_draining = False
+    state.admission = Admission(settings.max_batch + settings.max_queue)
+    state.scheduler = Scheduler(transcriber, max_batch=settings.max_batch, max_queue=settings.max_queue)
+    state.decoders = DecoderPool(settings.decode_workers, max_memory_bytes=settings.decode_memory_bytes)
+    # One thread for every decoder: requests wait here for a free one.
+    state.starters = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="canvas-asr-upload")
+    state.metrics = RequestMetrics()
+    state.metrics.registry.register(SchedulerCollector(state))

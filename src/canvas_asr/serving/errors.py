@@ -5,6 +5,7 @@ Nothing here repeats a path, a file's name or a traceback: those are for the ser
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,8 @@ _TYPES = {
     HTTPStatus.FORBIDDEN: "permission_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
 }
+logger = logging.getLogger(__name__)
+
 _NO_ROUTE = "There is no such route; /openapi.json lists those there are."
 
 
@@ -94,6 +97,16 @@ def error_response(
     """
     body = error_body(type or error_type(status), message, param=param, code=code)
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def unexpected(error: Exception, request_id: str) -> RequestError:
+    """Log an error that nobody foresaw, with its traceback, and give what the client is told: a number."""
+    logger.error("request %s failed", request_id, exc_info=error)
+    return RequestError(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        f"The server failed on this request; its log has more, under {request_id}.",
+        code="internal_error",
+    )
 
 
 def add_error_handlers(app: FastAPI) -> None:

@@ -40,7 +40,7 @@ class ServerSettings:
         request_timeout_s: Seconds that a request may take from then on; longer is given up with 504.
         drain_s: Seconds that requests in work get to end when the server is stopped.
         decode_workers: Processes that decode uploads.
-        decode_memory_bytes: Address space that each of them may take.
+        decode_memory_bytes: What one file may take of such a process, beside what that needs without any.
         steps: Most denoising passes, where a request says nothing; None: as the model is meant to be run.
         init: What a canvas starts from, where a request says nothing; None likewise.
         canvas: Tokens of a canvas; ``auto``: as the draft needs; None: the model's default.
@@ -59,7 +59,7 @@ class ServerSettings:
     request_timeout_s: float = 600.0
     drain_s: float = 30.0
     decode_workers: int = 2
-    decode_memory_bytes: int = 1024 * MIB
+    decode_memory_bytes: int = 256 * MIB
     steps: int | None = None
     init: str | None = None
     canvas: int | str | None = None

@@ -1,0 +1,188 @@
+"""``canvas-asr serve``: an OpenAI-compatible server, with a page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from dataclasses import fields
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from canvas_asr.errors import CanvasASRError
+from canvas_asr.options import STARTS
+
+from .decoding_options import canvas_length
+from .messages import complain
+from .model_options import add_model_options, add_place_options, load_arguments
+
+if TYPE_CHECKING:
+    from canvas_asr.serving.settings import ServerSettings
+
+KEY_VARIABLE = "CANVAS_ASR_API_KEY"
+_MIB = 1 << 20
+_NEEDED = "this needs the server's packages; install them with: pip install 'canvas-asr[serve]'"
+_MODULES = ("anyio", "fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn", "websockets")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers of the program."""
+    parser = commands.add_parser(
+        "serve",
+        help="a server with OpenAI's interface for transcription, and a page",
+        description="Serve a model over HTTP as OpenAI's API does, with batching, live transcription and a "
+        "page. Ctrl-C or SIGTERM stops it once the requests in work are answered. docs/serving.md has more.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="tiny (embedded, the default), a checkpoint folder, a name of the hub, or an adapter file",
+    )
+    parser.add_argument(
+        "--served-name",
+        dest="model_names",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what requests call the model, for clients that have a name built in; may be repeated (default: "
+        "its own name)",
+    )
+    _add_access(parser.add_argument_group("who may use it"))
+    _add_limits(parser.add_argument_group("limits"))
+    _add_decoding(parser.add_argument_group("decoding, where a request says nothing"))
+    place = parser.add_argument_group("where it runs")
+    add_place_options(place)
+    place.add_argument(
+        "--cuda-graphs", action="store_true", help="record the passes on a GPU: faster for few clients"
+    )
+    add_model_options(parser)
+
+
+def _add_access(group: Any) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: here)")
+    group.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default 8000)")
+    group.add_argument(
+        "--api-key",
+        dest="api_keys",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=f"that clients have to send; may be repeated. Better in the environment, as {KEY_VARIABLE}, "
+        "several separated by commas: other users see the arguments of a process (default: anybody may)",
+    )
+
+
+def _add_limits(group: Any) -> None:
+    for name, kind, default, text in (
+        ("--max-batch", int, 8, "clips that share a pass"),
+        ("--max-queue", int, 32, "requests that wait; further ones are refused with 429"),
+        ("--max-upload-mib", float, 25.0, "size of a request's body; larger ones get 413"),
+        ("--max-audio-s", float, 14400.0, "seconds of audio in a file"),
+        ("--upload-timeout-s", float, 60.0, "seconds that an upload may take; slower ones get 408"),
+        ("--request-timeout-s", float, 600.0, "seconds that a request may take from then on; else 504"),
+        ("--drain-s", float, 30.0, "seconds that requests in work get to end when the server is stopped"),
+        ("--decode-workers", int, 2, "processes that decode uploads"),
+    ):
+        group.add_argument(
+            name, type=kind, default=default, metavar="N", help=f"{text} (default {default:g})"
+        )
+
+
+def _add_decoding(group: Any) -> None:
+    group.add_argument("--steps", type=int, metavar="N", help="most denoising passes (default: the model's)")
+    group.add_argument(
+        "--init", choices=STARTS, help="what the canvas starts from (default: as the model says)"
+    )
+    group.add_argument(
+        "--canvas",
+        type=canvas_length,
+        metavar="TOKENS",
+        help="length of the canvas; auto: as the draft needs (default: the model's)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load the model and serve it until the server is told to stop.
+
+    Raises:
+        CanvasASRError: If a package is missing, an option is out of range, the address cannot be listened at,
+            or the model cannot be loaded.
+    """
+    try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import websockets  # noqa: F401
+
+        from canvas_asr.serving.http_server import serve
+        from canvas_asr.serving.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _MODULES:
+            raise
+        raise CanvasASRError(_NEEDED) from error
+    settings = _settings(ServerSettings, options)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        url = _url(settings.host, listener.getsockname()[1])
+        if not settings.api_keys and not _is_here(listener.getsockname()[0]):
+            complain(
+                f"warning: {settings.host} can be reached from other machines, and no API key is asked for; "
+                f"set {KEY_VARIABLE}."
+            )
+        from canvas_asr.transcriber import load
+
+        transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
+
+        def say_where() -> None:
+            name = settings.served_names[0]
+            complain(f"{name} is served at {url}/v1, with a page at {url}/ (Ctrl-C stops it)")
+
+        serve(transcriber, settings, listener, say_where)
+    return 0
+
+
+def _settings(kind: type[ServerSettings], options: argparse.Namespace) -> ServerSettings:
+    """Gather what was said on the command line and in the environment."""
+    given = {
+        field.name: getattr(options, field.name) for field in fields(kind) if hasattr(options, field.name)
+    }
+    listed = [key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",")]
+    given["api_keys"] = tuple([*options.api_keys, *filter(None, listed)])
+    given["model_names"] = tuple(options.model_names)
+    given["max_upload_bytes"] = int(options.max_upload_mib * _MIB)
+    return kind(**given)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address, before the model is loaded.
+
+    Raises:
+        CanvasASRError: If that is not possible.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.set_inheritable(False)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such name"
+        raise CanvasASRError(
+            f"cannot listen at {host}, port {port} ({reason}); choose another with --host or --port."
+        ) from error
+    return listener
+
+
+def _is_here(address: str) -> bool:
+    return ip_address(address.partition("%")[0]).is_loopback
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown and "[" not in shown else f"http://{shown}:{port}"

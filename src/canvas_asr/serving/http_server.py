@@ -1,0 +1,85 @@
+"""The application on uvicorn, until the process is told to stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from .app import create_app
+from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ..transcriber import Transcriber
+
+MARGIN_S = 2.0  # of the time to drain, for the model's present pass and what is left to send
+
+
+class HTTPServer(uvicorn.Server):
+    """A server that says when it can be reached, and that it is being stopped."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        """Prepare.
+
+        Args:
+            config: Of uvicorn, with the application.
+            on_ready: Called once the server can be reached.
+        """
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse what is new, and wait for what is in work."""
+        self.config.app.state.is_draining = True  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
+def serve(
+    transcriber: Transcriber, settings: ServerSettings, listener: socket.socket, on_ready: Callable[[], None]
+) -> None:
+    """Serve a model until SIGINT or SIGTERM, and then until the requests in work are answered.
+
+    Args:
+        transcriber: Of the model.
+        settings: Of the server.
+        listener: Bound to the address; it is closed in the end.
+        on_ready: Called once the server can be reached.
+    """
+    app = create_app(transcriber, settings)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(max(0.0, settings.drain_s - MARGIN_S)),
+        ws="websockets-sansio",
+    )
+    with _stopped_quietly():
+        HTTPServer(config, on_ready).run([listener])
+
+
+@contextmanager
+def _stopped_quietly() -> Iterator[None]:
+    """Let SIGINT and SIGTERM be the ordinary end: uvicorn repeats them when it has ended, to no effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -1,0 +1,44 @@
+"""``/v1/models``: the one model that is served, under each of its names; and what is not offered."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from .errors import RequestError
+from .form import no_such_model
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", summary="List models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """List the model that is served, under each of its names."""
+    state = request.app.state
+    return {"object": "list", "data": [_model(name, state.started_at) for name in state.served.names]}
+
+
+@router.get("/v1/models/{name:path}", summary="Look up a model")
+async def get_model(name: str, request: Request) -> dict[str, Any]:
+    """Describe a model by its name."""
+    state = request.app.state
+    if name not in state.served.names:
+        raise no_such_model(state.served.names)
+    return _model(name, state.started_at)
+
+
+@router.post("/v1/audio/translations", include_in_schema=False)
+async def refuse_translation() -> None:
+    """Say that there are no translations."""
+    raise RequestError(
+        HTTPStatus.NOT_FOUND,
+        "Translation is not offered: the model writes what was said, in the language it was said in; "
+        "see /v1/audio/transcriptions.",
+        code="not_offered",
+    )
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "canvas-asr"}

@@ -1,0 +1,207 @@
+"""A transcription on its way: its events come from the scheduler's threads, and are waited for here."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from http import HTTPStatus
+from typing import TYPE_CHECKING, NoReturn
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from ..errors import AudioError, OptionError
+from ..result import Transcript
+from .errors import RequestError
+from .form import option_error
+from .jobs import Event, Failed, Finished, JobCancelled, PassShown, Progressed
+from .uploads import AudioTooLong, DecodersBusy
+
+if TYPE_CHECKING:
+    from .scheduler import Job
+    from .uploads import DecodedUpload
+
+MAX_SHOWN = 256  # passes that wait for a client to read; further ones it does not see
+RETRY_S = 1
+SHUTTING_DOWN = "The server is being stopped; try again."
+
+
+class Admission:
+    """Counts requests from when their bodies have come until they are answered.
+
+    The scheduler refuses jobs, but a job is made once its audio is decoded: a crowd is to be told at once.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Let so many in at a time."""
+        self._capacity = capacity
+        self._n_admitted = 0
+
+    def check(self) -> None:
+        """Raise RequestError if nobody is let in now."""
+        if self._n_admitted >= self._capacity:
+            raise full(RETRY_S)
+
+    def enter(self) -> None:
+        """Let one in, or raise RequestError."""
+        self.check()
+        self._n_admitted += 1
+
+    def leave(self) -> None:
+        """Count one out."""
+        self._n_admitted -= 1
+
+
+class Work:
+    """One job and what it holds; made in the event loop."""
+
+    def __init__(self, receive: Receive, timeout_s: float, admission: Admission) -> None:
+        """Let a request in and begin to watch its client.
+
+        Args:
+            receive: Of the request, whose body has been read.
+            timeout_s: Seconds that the work may take from now on.
+            admission: Of the server.
+
+        Raises:
+            RequestError: If there are too many already.
+        """
+        admission.enter()
+        self._admission = admission
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + timeout_s
+        self._timeout_s = timeout_s
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()  # None: the client is gone
+        self._watcher = self._loop.create_task(self._watch(receive))
+        self._changing = threading.Lock()
+        self._held: tuple[DecodedUpload, Job] | None = None
+        self._is_released = False
+
+    def hold(self, upload: DecodedUpload, job: Job) -> None:
+        """Take what is to be let go of in the end, in any thread; at once if the end has come."""
+        with self._changing:
+            if not self._is_released:
+                self._held = upload, job
+                return
+        _let_go(upload, job)
+
+    def on_event(self, event: Event) -> None:
+        """Take an event, in any thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._put, event)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the work may still take."""
+        return max(0.0, self._deadline - self._loop.time())
+
+    async def next(self, wait_s: float | None = None) -> Event | None:
+        """Wait for the next event.
+
+        Args:
+            wait_s: Seconds to wait at most; None: as long as the work may take.
+
+        Returns:
+            The event; None if none came.
+
+        Raises:
+            ClientDisconnect: If the client is gone.
+            RequestError: If the work takes too long.
+        """
+        limit_s = self.left_s if wait_s is None else min(wait_s, self.left_s)
+        try:
+            event = await asyncio.wait_for(self._events.get(), limit_s)
+        except asyncio.TimeoutError:
+            if self.left_s:
+                return None
+            raise RequestError(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                f"The transcription took more than {self._timeout_s:g} s and was given up; send less audio.",
+                code="timeout",
+            ) from None
+        if event is None:
+            raise ClientDisconnect
+        return event
+
+    async def transcript(self) -> Transcript:
+        """Wait for the end.
+
+        Raises:
+            ClientDisconnect: If the client is gone.
+            Exception: See :func:`raise_failure`.
+            RequestError: If the work takes too long.
+        """
+        while True:
+            match await self.next():
+                case Finished(transcript):
+                    return transcript
+                case Failed(error):
+                    raise_failure(error)
+
+    def release(self) -> None:
+        """Let go of the job's place, the decoder and the client; may be called again."""
+        with self._changing:
+            if self._is_released:
+                return
+            self._is_released = True
+            held, self._held = self._held, None
+        self._admission.leave()
+        self._watcher.cancel()
+        if held is not None:
+            held[1].cancel()
+            self._loop.run_in_executor(None, _let_go, *held)  # it may wait for a thread that is reading
+
+    def _put(self, event: Event | None) -> None:
+        if isinstance(event, (PassShown, Progressed)) and self._events.qsize() >= MAX_SHOWN:
+            return
+        self._events.put_nowait(event)
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._put(None)
+
+
+def _let_go(upload: DecodedUpload, job: Job) -> None:
+    job.cancel()
+    upload.close()
+
+
+def raise_failure(error: Exception) -> NoReturn:
+    """Raise what is to be answered for an error of a job, an upload or the scheduler.
+
+    Raises:
+        RequestError: If it is the audio's or an option's fault, or the server is busy or being stopped.
+        Exception: The error itself, if it was not expected.
+    """
+    if isinstance(error, AudioError):
+        code = "audio_too_long" if isinstance(error, AudioTooLong) else "invalid_audio"
+        message = str(error)
+        message = message[:1].upper() + message[1:].rstrip(".") + "."
+        raise RequestError(HTTPStatus.BAD_REQUEST, message, param="file", code=code) from error
+    if isinstance(error, OptionError):
+        raise option_error(error) from error
+    if isinstance(error, JobCancelled):
+        raise unavailable(SHUTTING_DOWN, RETRY_S, code="server_stopping") from error
+    if isinstance(error, DecodersBusy):
+        message = "All audio decoders of the server are at work; try again."
+        raise unavailable(message, error.retry_after_s, code="server_busy") from error
+    raise error
+
+
+def unavailable(message: str, retry_after_s: int, *, code: str) -> RequestError:
+    """Give the error of a server that cannot serve now."""
+    return RequestError(
+        HTTPStatus.SERVICE_UNAVAILABLE, message, code=code, headers={"Retry-After": str(retry_after_s)}
+    )
+
+
+def full(retry_after_s: int) -> RequestError:
+    """Give the error of a queue that is full."""
+    return RequestError(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        f"The queue of the server is full; try again in {retry_after_s} s.",
+        code="queue_full",
+        headers={"Retry-After": str(retry_after_s)},
+    )
