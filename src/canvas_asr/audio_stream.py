@@ -13,8 +13,8 @@ follows keeps its time. How long it was in a file without timestamps cannot be t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -44,6 +44,28 @@ _JITTER_S, _PRECISE_S = 0.1, 0.005
 _SHORT_END_S = 1.0  # headers estimate: by less than this is no sign of a missing end
 _LONGEST_FILL_S = 3600.0  # for a forged timestamp
 _MAX_BAD_READS = 1000  # in a row, of a container that is noise from here on
+
+
+class SampleSource(Protocol):
+    """Audio that is read once, block by block, as an :class:`AudioStream` is."""
+
+    @property
+    def duration_s(self) -> float | None:
+        """Its length as far as a header tells; None if it does not."""
+        ...
+
+    @property
+    def gaps(self) -> Sequence[Gap]:
+        """What could not be decoded so far."""
+        ...
+
+    def __iter__(self) -> Iterator[Samples]:
+        """Give 16 kHz mono samples in blocks, waiting for them where need be.
+
+        Raises:
+            AudioError: If it cannot be decoded.
+        """
+        ...
 
 
 def header_seconds(path: str) -> float | None:

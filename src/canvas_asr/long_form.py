@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from .audio_files import SAMPLE_RATE_HZ
 from .canvas_view import Watchers
 from .options import AUTO, DecodingOptions
+from .piece_batch import PieceBatch
 from .recordings import LongRecording, Piece, Recording
-from .result import Decoded
-from .transcripts import read_transcript
 
 if TYPE_CHECKING:
     from .decoding import CanvasDecoder
@@ -92,7 +91,6 @@ class LongForm:
         batch_size: int,
         *,
         watchers: Watchers,
-        has_draft: bool,
     ) -> None:
         """Start without recordings.
 
@@ -101,13 +99,9 @@ class LongForm:
             options: Of decoding, checked.
             batch_size: Pieces that are transcribed together; some times as many wait, in memory.
             watchers: Are told of every pass.
-            has_draft: Whether the model has a CTC draft.
         """
-        self._decoder = decoder
-        self._batch = decoder.open(options)
+        self._batch = PieceBatch(decoder, options, watchers)
         self._batch_size = batch_size
-        self._watchers = watchers
-        self._has_draft = has_draft
         self._waiting: deque[Piece] = deque()
         self._order: deque[Recording] = deque()  # those begun and not yet given back
         self._all_read = False
@@ -129,22 +123,25 @@ class LongForm:
         Yields:
             The recording that is next in order, whenever there is more of it, and at last when it is done.
         """
-        pieces = self._read(recordings, progress)
         n_ahead = self._batch_size if first_alone else BATCHES_AHEAD * self._batch_size
-        while self._waiting or len(self._batch) or not self._all_read:
-            n_free = self._batch_size - len(self._batch)
-            # Few at a time are slow to encode: a quarter of the batch waits for each other.
-            has_room = not len(self._batch) or 4 * n_free >= self._batch_size
-            may_read = not self._waiting and not self._all_read
-            if has_room and may_read and not (first_alone and len(self._batch)):
-                self._pull(pieces, *((1, 1) if first_alone else (self._batch_size, n_ahead)))
-            if has_room and self._waiting:
-                self._work([self._waiting.popleft() for _ in range(min(n_free, len(self._waiting)))])
-            elif len(self._batch):
-                self._work([])
-            for recording in self._in_order(progress):
-                first_alone = False
-                yield recording
+        with closing(self._read(recordings, progress)) as pieces:
+            while self._waiting or len(self._batch) or not self._all_read:
+                n_free = self._batch_size - len(self._batch)
+                # Few at a time are slow to encode: a quarter of the batch waits for each other.
+                has_room = not len(self._batch) or 4 * n_free >= self._batch_size
+                may_read = not self._waiting and not self._all_read
+                if has_room and may_read and not (first_alone and len(self._batch)):
+                    self._pull(pieces, *((1, 1) if first_alone else (self._batch_size, n_ahead)))
+                halves: list[Piece] = []
+                if has_room and self._waiting:
+                    n_new = min(n_free, len(self._waiting))
+                    halves = self._batch.encode([self._waiting.popleft() for _ in range(n_new)])
+                elif len(self._batch):
+                    halves = self._batch.run_pass()
+                self._waiting.extendleft(reversed(halves))
+                for recording in self._in_order(progress):
+                    first_alone = False
+                    yield recording
         progress.finish()
 
     def run_all(self, recordings: Iterable[Recording], on_progress: OnProgress | None) -> Iterator[Recording]:
@@ -162,15 +159,16 @@ class LongForm:
 
     def _read(
         self, recordings: Iterable[tuple[Recording, float | None]], progress: Progress
-    ) -> Iterator[Piece | None]:
+    ) -> Generator[Piece | None, None, None]:
         """Give the pieces of all recordings; None where there are none, or none for long."""
         for recording, expected_s in recordings:
             self._order.append(recording)
             progress.open(recording, expected_s)
             is_empty = True
-            for piece in recording.read(partial(progress.update, recording)):
-                is_empty = False
-                yield piece
+            with closing(recording.read(partial(progress.update, recording))) as pieces:
+                for piece in pieces:
+                    is_empty = False
+                    yield piece
             if is_empty:
                 yield None
         self._all_read = True
@@ -182,36 +180,6 @@ class LongForm:
             pulled += islice(pieces, 1)
         found = (piece for piece in pulled if piece is not None)
         self._waiting += sorted(found, key=lambda piece: len(piece.chunk.samples))
-
-    def _work(self, new: list[Piece]) -> None:
-        """Encode new pieces, or run one pass on those in the batch."""
-        started = time.perf_counter()
-        if new:
-            worked = new
-            device = self._decoder.model.projector.out.weight.device
-            mel, n_mel = self._decoder.processor.features([piece.chunk.samples for piece in new])
-            self._batch.add(mel.to(device), n_mel.to(device), new)
-        else:
-            worked = self._batch.keys
-            self._batch.run_pass()
-        done = self._batch.take()
-        seconds = (time.perf_counter() - started) / len(worked)
-        if not new:
-            self._watchers.tell(self._batch, lambda piece: piece.recording.place)  # their time is theirs
-        for piece in worked:
-            piece.seconds += seconds
-        for piece, decoded in done:
-            self._settle(piece, decoded)
-
-    def _settle(self, piece: Piece, decoded: Decoded) -> None:
-        """Keep what was read from a piece; read it again in two if it filled the canvas."""
-        halves = piece.recording.split(piece) if decoded.truncated else []
-        self._waiting.extendleft(reversed(halves))
-        if not halves:
-            decoder = self._decoder
-            piece.transcript = read_transcript(
-                decoded, piece.chunk.audio_s, decoder.processor, decoder.vocabulary, has_draft=self._has_draft
-            )
 
     def _in_order(self, progress: Progress) -> Iterator[Recording]:
         """Give the recordings that are next and have more than before."""

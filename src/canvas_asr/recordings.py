@@ -7,25 +7,44 @@ cut in two and read again.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .audio import SAMPLE_RATE_HZ, AudioSource, Samples, load_audio
-from .audio_stream import AudioStream, is_longer
+from .audio_files import SAMPLE_RATE_HZ, Samples
+from .audio_stream import SampleSource
 from .chunks import Chunk, ChunkPacker
-from .errors import AudioError, OptionError
+from .errors import AudioError
 from .options import DecodingOptions
-from .result import Segment, Transcript
+from .read_ahead import ReadAhead
+from .result import Gap, Segment, Transcript
 from .transcripts import empty_transcript, join_transcripts, shift_transcript
 from .vad import FRAME_SAMPLES, Detector, LoudnessDetector, SileroDetector
 
 READ_SAMPLES = 64 * FRAME_SAMPLES  # 2 s: the detector is quick with many frames at once
 SILENT_BLOCKS = 15  # are read before those that wait get their turn
+BLOCKS_AHEAD = 96  # of a long recording, read beside the model: 3 minutes, 12 MB
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What reading on has found.
+
+    Attributes:
+        chunks: That are complete now, in order.
+        settled: The sample up to which everything is in a chunk that was given, or is silence.
+        seconds: That reading took.
+        n_samples: Of the whole recording; None: there is more to read.
+    """
+
+    chunks: Sequence[Chunk]
+    settled: int
+    seconds: float
+    n_samples: int | None = None
 
 
 @dataclass(eq=False)
@@ -83,14 +102,63 @@ class Recording:
         """Whether all of it is transcribed."""
         return self.is_read and not self._pieces
 
-    def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
+    def stretches(self) -> Generator[Stretch, None, None]:
+        """Read on, and leave the recording as it is: this may run beside the model.
+
+        Raises:
+            AudioError: If it cannot be read on.
+            CheckpointError: If the detector's model is missing.
+        """
+        yield from ()
+
+    def receive(self, stretch: Stretch) -> list[Piece]:
+        """Take in what was read; the pieces that this gives."""
+        new = [Piece(self, chunk) for chunk in stretch.chunks]
+        self._pieces += new
+        self.seconds += stretch.seconds
+        if stretch.n_samples is not None:
+            self.audio_s = stretch.n_samples / SAMPLE_RATE_HZ
+        return new
+
+    def end(self, error: AudioError | None = None) -> None:
+        """Know that nothing more will be read.
+
+        Args:
+            error: Why it cannot be read on; None: all is read.
+        """
+        self.error = self.error or error
+        self.is_read = True
+
+    def read(self, on_read: Callable[[], None]) -> Generator[Piece | None, None, None]:
         """Read on to the next piece; None where there is none in some seconds.
 
         Args:
             on_read: Called when some more is read and :attr:`done_s` may have grown.
+
+        Raises:
+            CheckpointError: If the detector's model is missing.
         """
-        self.is_read = True
-        yield from ()
+        n_silent = 0
+        error = None
+        with closing(self._reading()) as stretches:
+            try:
+                for stretch in stretches:
+                    new = self.receive(stretch)
+                    if stretch.n_samples is not None:
+                        self.end()
+                    n_silent = 0 if new else n_silent + 1
+                    on_read()
+                    yield from new
+                    if n_silent == SILENT_BLOCKS:
+                        n_silent = 0
+                        yield None
+            except AudioError as why:
+                error = why
+        self.end(error)
+
+    def _reading(self) -> Generator[Stretch, None, None] | ReadAhead[Stretch]:
+        """What :meth:`read` reads."""
+        return self.stretches()
 
     def split(self, piece: Piece) -> list[Piece]:
         """Put two pieces in the place of one whose text is too long; none if it stays."""
@@ -137,14 +205,11 @@ class Clip(Recording):
         super().__init__(place, name, len(samples) / SAMPLE_RATE_HZ)
         self._samples = samples
 
-    def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
-        """Give the piece; of zero samples none."""
-        if len(self._samples):
-            self._pieces.append(Piece(self, Chunk(0, self._samples, np.zeros(0, np.float32))))
-            self._samples = self._samples[:0]
-            self.is_read = True
-            yield self._pieces[0]
-        self.is_read = True
+    def stretches(self) -> Generator[Stretch, None, None]:
+        """Give the whole; of zero samples no piece."""
+        samples, self._samples = self._samples, self._samples[:0]
+        chunks = [Chunk(0, samples, np.zeros(0, np.float32))] if len(samples) else []
+        yield Stretch(chunks, 0, 0.0, len(samples))
 
 
 class LongRecording(Recording):
@@ -154,7 +219,7 @@ class LongRecording(Recording):
         self,
         place: int,
         name: str | None,
-        source: AudioStream | Samples,
+        source: SampleSource | Samples,
         max_samples: int,
         *,
         vad: bool = True,
@@ -164,56 +229,59 @@ class LongRecording(Recording):
         Args:
             place: Among those that are transcribed together.
             name: Of its file.
-            source: The file, or samples (n,) at 16 kHz.
+            source: The file, or whatever else gives samples, or these themselves, (n,) at 16 kHz.
             max_samples: Of the longest chunk.
             vad: Whether only speech is transcribed.
 
         Raises:
             CheckpointError: If the detector's model is missing.
         """
-        if isinstance(source, AudioStream):
-            audio_s = source.duration_s or 0.0
-        else:
+        if isinstance(source, np.ndarray):
             audio_s = len(source) / SAMPLE_RATE_HZ
+        else:
+            audio_s = source.duration_s or 0.0
         super().__init__(place, name, audio_s)
         self._source = source
         self._detector: Detector = SileroDetector() if vad else LoudnessDetector()
         self._packer = ChunkPacker(max_samples, all_is_speech=not vad)
+        self._settled_s = 0.0
 
-    def read(self, on_read: Callable[[], None]) -> Iterator[Piece | None]:
-        """Read block by block, and give the chunks that are complete; see :meth:`Recording.read`."""
-        n_samples = n_silent = 0
+    def stretches(self) -> Generator[Stretch, None, None]:
+        """Read block by block, and find the chunks that are complete; see :meth:`Recording.stretches`."""
+        n_samples = 0
         started = time.perf_counter()
-        try:
-            for block in in_blocks(self._source, READ_SAMPLES):
-                n_samples += len(block)
-                padded = np.pad(block, (0, -len(block) % FRAME_SAMPLES))
-                chunks = self._packer.feed(padded, self._detector(padded))
-                if len(block) < READ_SAMPLES:  # the last
-                    chunks += self._packer.finish(n_samples)
-                new = [Piece(self, chunk) for chunk in chunks]
-                self._pieces += new
-                n_silent = 0 if new else n_silent + 1
-                self._find_done()
-                self.seconds += time.perf_counter() - started
-                on_read()
-                yield from new
-                if n_silent == SILENT_BLOCKS:
-                    n_silent = 0
-                    yield None
-                started = time.perf_counter()
-            self.audio_s = n_samples / SAMPLE_RATE_HZ
-        except AudioError as error:
-            self.error = error
-        self.is_read = True
+        for block in in_blocks(self._source, READ_SAMPLES):
+            n_samples += len(block)
+            padded = np.pad(block, (0, -len(block) % FRAME_SAMPLES))
+            chunks = self._packer.feed(padded, self._detector(padded))
+            is_last = len(block) < READ_SAMPLES
+            if is_last:
+                chunks += self._packer.finish(n_samples)
+            seconds = time.perf_counter() - started
+            yield Stretch(chunks, self._packer.settled, seconds, n_samples if is_last else None)
+            started = time.perf_counter()
+
+    def receive(self, stretch: Stretch) -> list[Piece]:
+        """Take in what was read; see :meth:`Recording.receive`."""
+        new = super().receive(stretch)
+        self._settled_s = stretch.settled / SAMPLE_RATE_HZ
         self._find_done()
+        return new
+
+    def end(self, error: AudioError | None = None) -> None:
+        """Know that nothing more will be read; see :meth:`Recording.end`."""
+        super().end(error)
+        self._find_done()
+
+    def _reading(self) -> Generator[Stretch, None, None] | ReadAhead[Stretch]:
+        return ReadAhead(self.stretches(), BLOCKS_AHEAD)
 
     def _find_done(self) -> None:
         """Count silence as done, up to the first piece that is not."""
         if self._pieces:
             self.done_s = max(self.done_s, self._pieces[0].chunk.start_s)
         else:
-            self.done_s = self.audio_s if self.is_read else self._packer.settled / SAMPLE_RATE_HZ
+            self.done_s = self.audio_s if self.is_read else self._settled_s
 
     def settle(self) -> bool:
         """Put in order what is done; see :meth:`Recording.settle`."""
@@ -238,86 +306,9 @@ class LongRecording(Recording):
         """Join the chunks' transcripts."""
         if self.error is not None:
             return self.error
-        gaps = self._source.gaps if isinstance(self._source, AudioStream) else []
+        gaps: Sequence[Gap] = () if isinstance(self._source, np.ndarray) else self._source.gaps
         joined = join_transcripts(self._parts, self.audio_s, options)
         return replace(joined, seconds=self.seconds, file=self.name, gaps=tuple(gaps))
-
-
-class RecordingReader:
-    """Opens recordings: short ones as clips, the others to be read in chunks."""
-
-    def __init__(self, max_clip_samples: int, max_chunk_samples: int, vad: bool | None) -> None:
-        """Decide how.
-
-        Args:
-            max_clip_samples: Of the longest clip that the model can take.
-            max_chunk_samples: Of the longest chunk of longer recordings.
-            vad: Whether only speech is transcribed; None: where a recording is longer than a clip.
-
-        Raises:
-            OptionError: If ``vad`` is something else.
-        """
-        if vad is not None and not isinstance(vad, bool):
-            raise OptionError(f"vad is {vad!r}; give True, False or None.")
-        self._max_clip = max_clip_samples
-        self._max_chunk = max_chunk_samples
-        self._vad = vad
-
-    def open(self, place: int, source: AudioSource, sample_rate_hz: int | None = None) -> Recording:
-        """Open a recording: read it if it is short, or its beginning.
-
-        Args:
-            place: Among those that are transcribed together.
-            source: As :func:`canvas_asr.load_audio` takes it.
-            sample_rate_hz: Likewise.
-
-        Raises:
-            AudioError: If it cannot be read.
-            CheckpointError: If voice activity detection is needed and its model is missing.
-        """
-        name = file_name(source)
-        if name is not None and sample_rate_hz is None and is_longer(name, self._max_clip):
-            return self._long(place, name, AudioStream(name))
-        samples = load_audio(source, sample_rate_hz)
-        if len(samples) > self._max_clip or (self._vad and len(samples)):
-            return self._long(place, name, samples)
-        return Clip(place, name, samples)
-
-    def open_list(self, sources: Sequence[AudioSource], sample_rate_hz: int | None = None) -> list[Recording]:
-        """Open recordings, all of them before any is transcribed.
-
-        Args:
-            sources: As :func:`canvas_asr.load_audio` takes them.
-            sample_rate_hz: Of arrays that come without one.
-
-        Raises:
-            AudioError: If one cannot be read, naming its file or its place.
-            CheckpointError: See :meth:`open`.
-        """
-        recordings = []
-        for place, source in enumerate(sources):
-            try:
-                recordings.append(self.open(place, source, sample_rate_hz))
-            except AudioError as error:
-                if file_name(source) is not None:
-                    raise
-                raise AudioError(f"item {place} of the list: {error}") from error
-        return recordings
-
-    def open_or_fail(self, place: int, path: str | os.PathLike[str]) -> Recording:
-        """Open a file; a recording with an error if that fails."""
-        try:
-            return self.open(place, path)
-        except AudioError as error:
-            return Recording.failed(place, os.fsdecode(path), error)
-
-    def _long(self, place: int, name: str | None, source: AudioStream | Samples) -> LongRecording:
-        return LongRecording(place, name, source, self._max_chunk, vad=self._vad is not False)
-
-
-def file_name(source: AudioSource) -> str | None:
-    """The path of a file; None of an array."""
-    return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else None
 
 
 def in_blocks(source: Iterable[Samples] | Samples, n_samples: int) -> Iterator[Samples]:

@@ -27,7 +27,7 @@ from .modeling import CanvasASRModel
 from .options import DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
-from .recordings import RecordingReader, file_name
+from .recording_reader import RecordingReader, file_name
 from .result import Segment, Transcript
 from .speakers import Diarize, Speakers
 from .transcripts import empty_transcript
@@ -251,7 +251,7 @@ class Transcriber:
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
         engine = self._engine(options, batch_size, Watchers(on_pass, on_canvas))
-        reader, speakers = self._reader(options, vad), Speakers(diarize)
+        reader, speakers = self.reader(options, vad), Speakers(diarize)
         if isinstance(source, list):
             items, recordings = source, reader.open_list(source, sample_rate_hz)
         else:
@@ -292,7 +292,7 @@ class Transcriber:
         """
         chosen = DecodingOptions(language, steps, **options)
         engine = self._engine(chosen, batch_size, NOBODY)
-        recording = self._reader(chosen, vad).open(0, path)
+        recording = self.reader(chosen, vad).open(0, path)
         news = engine.run(
             [(recording, recording.audio_s)], Progress(on_progress, recording.audio_s), first_alone=True
         )
@@ -329,7 +329,7 @@ class Transcriber:
         """
         chosen = DecodingOptions(language, steps, **options)
         engine = self._engine(chosen, batch_size, NOBODY)
-        reader = self._reader(chosen, vad)
+        reader = self.reader(chosen, vad)
         expected_s: list[float | None] = []
         if on_progress is not None and isinstance(paths, Sequence):
             expected_s = [header_seconds(os.fsdecode(path)) for path in paths]
@@ -370,7 +370,7 @@ class Transcriber:
     def _max_samples(self) -> int:
         return round(self.max_audio_s * SAMPLE_RATE_HZ) + ROUNDING_SAMPLES
 
-    def _reader(self, options: DecodingOptions, vad: bool | None) -> RecordingReader:
+    def reader(self, options: DecodingOptions, vad: bool | None) -> RecordingReader:
         """What opens recordings.
 
         Raises:
@@ -387,4 +387,4 @@ class Transcriber:
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise OptionError(f"batch_size is {batch_size!r}; give at least 1.")
-        return LongForm(self.decoder, options, batch_size, watchers=watchers, has_draft=self.has_draft)
+        return LongForm(self.decoder, options, batch_size, watchers=watchers)

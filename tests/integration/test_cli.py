@@ -18,7 +18,7 @@ import soundfile as sf
 from small_models import TINY, small_model, small_processor
 
 import canvas_asr
-from canvas_asr import CheckpointError, cli, inference, recordings, transcriber
+from canvas_asr import CheckpointError, cli, inference, recording_reader, transcriber
 from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.cli.sinks import text_line
 
@@ -130,13 +130,13 @@ def test_results_come_before_later_files_are_read(
     model: Path, files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed: list[int] = []
-    read = recordings.RecordingReader.open_or_fail
+    read = recording_reader.RecordingReader.open_or_fail
 
     def spy(*arguments: Any) -> Any:
         printed.append(len(capsys.readouterr().out.splitlines()))
         return read(*arguments)
 
-    monkeypatch.setattr(recordings.RecordingReader, "open_or_fail", spy)
+    monkeypatch.setattr(recording_reader.RecordingReader, "open_or_fail", spy)
     transcribe(model, *files, "--steps", "1", "--batch-size", "1")
     assert printed == [0, 1, 1]
 

@@ -67,7 +67,7 @@ class StandIn:
     def keys(self) -> list[Piece]:
         return list(self._held)
 
-    def add(self, mel: Any, n_mel: Any, keys: list[Piece]) -> None:
+    def add(self, mel: Any, n_mel: Any, keys: list[Piece], **_: Any) -> None:
         self.joined.append(keys)
         self._held |= dict.fromkeys(keys, 0)
         self.most_held = max(self.most_held, len(self._held))

@@ -207,9 +207,10 @@ def test_memory_does_not_grow_with_the_file(
             for _ in range(int(self.duration_s / 60)):
                 yield minute.copy()
 
-    monkeypatch.setattr("canvas_asr.recordings.AudioStream", Endless)
-    monkeypatch.setattr("canvas_asr.recordings.is_longer", lambda path, n_samples: True)
+    monkeypatch.setattr("canvas_asr.recording_reader.AudioStream", Endless)
+    monkeypatch.setattr("canvas_asr.recording_reader.is_longer", lambda path, n_samples: True)
     monkeypatch.setattr(stand_in, "joined", deque(maxlen=1))  # which would keep the samples
+    monkeypatch.setattr("canvas_asr.recordings.BLOCKS_AHEAD", 8)
     peaks = []
     for minutes in (2, 6):
         tracemalloc.start()

@@ -5,16 +5,28 @@ A job ends with exactly one :class:`Finished` or :class:`Failed`; nothing comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from ..audio_stream import SampleSource
 from ..errors import CanvasASRError
-from ..result import Gap, Segment, Transcript
+from ..result import Segment, Transcript
 
 if TYPE_CHECKING:
-    from ..audio_files import Samples
     from ..canvas_view import CanvasView
+
+__all__ = [
+    "Event",
+    "Failed",
+    "Finished",
+    "JobCancelled",
+    "OnEvent",
+    "PassShown",
+    "Progressed",
+    "SampleSource",
+    "SegmentReady",
+]
 
 
 class JobCancelled(CanvasASRError):  # noqa: N818 - as `asyncio` calls it, not an error of anybody
@@ -76,23 +88,3 @@ class Failed:
 
 Event: TypeAlias = "Progressed | PassShown | SegmentReady | Finished | Failed"
 OnEvent: TypeAlias = Callable[[Event], None]
-
-
-class SampleSource(Protocol):
-    """What a job reads, as :class:`~canvas_asr.audio_stream.AudioStream` is.
-
-    Attributes:
-        duration_s: Its length as far as a header tells; None if it does not.
-        gaps: What could not be decoded so far.
-    """
-
-    duration_s: float | None
-    gaps: list[Gap]
-
-    def __iter__(self) -> Iterator[Samples]:
-        """Give 16 kHz mono float32 samples in blocks, waiting for them where need be.
-
-        Raises:
-            AudioError: If it cannot be decoded.
-        """
-        ...
