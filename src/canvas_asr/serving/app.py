@@ -73,7 +73,7 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
     # From the inside out: a key is asked for before a body is read.
     app.add_middleware(UploadLimits, max_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
     app.add_middleware(KeyGuard, keys=settings.api_keys)
-    app.add_middleware(Observer, observed=app)
+    app.add_middleware(Observer, counts=app.state.metrics)
     return app
 
 

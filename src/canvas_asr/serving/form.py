@@ -108,14 +108,10 @@ def option_error(error: OptionError) -> RequestError:
     """Name the form's field in an error about an option of decoding."""
     found = re.match(r"\w+", str(error))
     option = found[0] if found else ""
-    param = {
-        "hotwords": "keywords",
-        "hotword_boost": "keywords",
-        "word_timestamps": "timestamp_granularities",
-    }
-    name = param.get(option, option)
+    name = _FIELD_OF.get(option, option)
+    message = str(error).replace("hotwords", "keywords")
     return RequestError(
-        HTTPStatus.BAD_REQUEST, str(error), param=name if name in FIELDS else None, code="invalid_value"
+        HTTPStatus.BAD_REQUEST, message, param=name if name in FIELDS else None, code="invalid_value"
     )
 
 

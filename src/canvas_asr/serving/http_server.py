@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
+from fastapi import FastAPI
 
 from .app import create_app
 from .settings import ServerSettings
@@ -46,6 +47,26 @@ class HTTPServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:
+    """Put an application of :func:`~canvas_asr.serving.app.create_app` on uvicorn.
+
+    Args:
+        app: With its settings.
+        on_ready: Called once the server can be reached.
+    """
+    drain_s = app.state.settings.drain_s
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        lifespan="on",
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(max(0.0, drain_s - MARGIN_S)),
+        ws="websockets-sansio",
+    )
+    return HTTPServer(config, on_ready)
+
+
 def serve(
     transcriber: Transcriber, settings: ServerSettings, listener: socket.socket, on_ready: Callable[[], None]
 ) -> None:
@@ -56,19 +77,13 @@ def serve(
         settings: Of the server.
         listener: Bound to the address; it is closed in the end.
         on_ready: Called once the server can be reached.
+
+    Raises:
+        OptionError: If the model cannot follow the options of decoding in the settings.
     """
-    app = create_app(transcriber, settings)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="on",
-        timeout_graceful_shutdown=math.ceil(max(0.0, settings.drain_s - MARGIN_S)),
-        ws="websockets-sansio",
-    )
+    server = make_server(create_app(transcriber, settings), on_ready)
     with _stopped_quietly():
-        HTTPServer(config, on_ready).run([listener])
+        server.run([listener])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from http import HTTPStatus
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -22,6 +22,8 @@ from .errors import unexpected
 CLIENT_GONE = 499  # nginx's number for it
 # Seconds: a 5 s clip on a GPU at one end, an hour on a CPU at the other.
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+# Routes that middleware may refuse before they are found.
+_REFUSABLE = ("/v1/audio/transcriptions", "/v1/models", "/metrics")
 
 router = APIRouter(tags=["server"])
 
@@ -92,15 +94,15 @@ class SchedulerCollector(Collector):
 class Observer:
     """The outermost middleware: numbers requests, counts them, and answers for what nobody caught."""
 
-    def __init__(self, app: ASGIApp, observed: FastAPI) -> None:
+    def __init__(self, app: ASGIApp, counts: RequestMetrics) -> None:
         """Wrap an application.
 
         Args:
             app: What is wrapped.
-            observed: Whose state keeps the counts, and whose routes are told apart.
+            counts: Of its requests.
         """
         self._app = app
-        self._observed = observed
+        self._counts = counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -133,9 +135,8 @@ class Observer:
             self._count(scope, status, time.perf_counter() - started)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        known = {getattr(route, "path", "") for route in self._observed.routes}
-        found = getattr(scope.get("route"), "path", scope["path"])
-        route = found if found in known else "other"  # a path that a client made up is no label
-        counts: RequestMetrics = self._observed.state.metrics
-        counts.requests.labels(route, str(status)).inc()
-        counts.seconds.labels(route).observe(seconds)
+        path = getattr(scope.get("route"), "path", scope["path"])
+        if "route" not in scope and path not in _REFUSABLE:
+            path = "other"  # what a client made up is no label
+        self._counts.requests.labels(path, str(status)).inc()
+        self._counts.seconds.labels(path).observe(seconds)
