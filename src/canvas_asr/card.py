@@ -166,6 +166,7 @@ def model_card(config: CanvasASRConfig, facts: CardFacts | None = None) -> str:
         "```",
         "",
         f"Languages: {languages}. A clip may be {config.max_audio_s:g} s long.",
+        f"Decoding, unless a call says otherwise: {config.decoding.described}.",
         "",
         "## Parts and licences",
         "",
@@ -187,7 +188,7 @@ def model_card(config: CanvasASRConfig, facts: CardFacts | None = None) -> str:
 def _metadata(config: CanvasASRConfig, facts: CardFacts) -> str:
     """The hub's metadata, as YAML."""
     named = [name for name in (config.backbone, config.audio_encoder) if is_hub_name(name)]
-    found = [headline for evaluation in facts.evaluations for headline in headlines(evaluation)]
+    found = [one for evaluation in facts.evaluations for one in headlines(evaluation, config.decoding)]
     data = ModelCardData(
         language=list(config.language_tags),
         # The hub knows one licence for all: the adapter's, where it is all that is here.

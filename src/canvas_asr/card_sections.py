@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .options import DecodingOptions
+
 NONE = "–"
 CLEAN = "clean"
 # How the conventions are called that texts are compared by, and what they are.
@@ -18,7 +20,6 @@ CONVENTIONS = {
     "marks": ("marks kept", "only case and punctuation removed"),
     "leaderboard": ("leaderboard", "the convention of the Open ASR Leaderboard"),
 }
-HEADLINE_MODES = ("default", "noise-8")  # what a set's one figure is taken from, the first that there is
 FIGURES = {
     "noise8": "8 passes from noise",
     "noise1": "1 pass from noise",
@@ -196,23 +197,35 @@ def _results(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**r, "read_by_model": r["model"] if several else None} for r in evaluation["results"]]
 
 
-def headlines(evaluation: Mapping[str, Any]) -> Iterator[Headline]:
+def headlines(evaluation: Mapping[str, Any], decoding: DecodingOptions) -> Iterator[Headline]:
     """Give one figure for each set and language, Whisper-normalised, for the hub's index.
 
-    An evaluation of several models gives none: which of them the card is of is not told.
+    It is that of the model's own way of decoding where it was evaluated, else that of the first setting. An
+    evaluation of several models gives none: which of them the card is of is not told.
+
+    Args:
+        evaluation: An ``evaluation.json``.
+        decoding: Of the model, where a call gives no options.
     """
     places: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for result in _results(evaluation):
         if not result["mode"]["shuffled"] and not result["read_by_model"]:
             places.setdefault(_place(result), {})[_read_by(result)] = result
     for (testset, language, _), by_mode in places.items():
-        mode = next((name for name in HEADLINE_MODES if name in by_mode), next(iter(by_mode)))
+        mode = next((name for name, one in by_mode.items() if _is_own(one, decoding)), next(iter(by_mode)))
         scores = by_mode[mode]["scores"]
         unit = str(scores["primary_metric"])
         value = _rate(by_mode[mode], f"whisper_{unit}")
         if value is not None:
             name = f"{unit.upper()}, Whisper-normalised, {mode}"
             yield Headline(testset, language, unit, name, round(100 * value, 2))
+
+
+def _is_own(result: Mapping[str, Any], decoding: DecodingOptions) -> bool:
+    """Whether clean clips were read in the model's own way."""
+    mode, own = result["mode"], {"init": decoding.init, "steps": decoding.steps}
+    plain = mode["name"] == "default" or (mode.get("options") == own and not mode.get("language_given"))
+    return plain and result.get("condition", CLEAN) == CLEAN
 
 
 def scores_section(evaluation: Mapping[str, Any]) -> list[str]:

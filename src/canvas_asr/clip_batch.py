@@ -77,15 +77,14 @@ class ClipBatch:
 
         Args:
             decoder: Its model, and how its prompts are encoded.
-            options: Checked against the model.
+            options: Resolved and checked against the model.
         """
         self.decoder = decoder
         self.options = options
         graphs = decoder.graphs
         length = options.canvas if isinstance(options.canvas, int) else decoder.config.canvas_length
         self._length = None if options.canvas == AUTO else length
-        # For the draft alone the number of passes plays no part.
-        self._config = sampler_config(replace(options, steps=max(1, options.steps)), length)
+        self._config = sampler_config(options, length)
         run_pass = graphs.read_pass if graphs else read_pass
         self._reader = DraftReader(
             decoder.model.backbone,

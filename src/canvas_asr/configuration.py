@@ -11,9 +11,10 @@ from typing import Any, ClassVar, cast
 
 import transformers
 
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 from .hub import CONFIG_NAME, MODEL_TYPE, UNREADABLE, cannot_load
 from .languages import LANGUAGES
+from .options import RELEASED_INIT, DecodingOptions
 
 try:
     from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, PreTrainedConfig, WhisperConfig
@@ -87,6 +88,9 @@ class CanvasASRConfig(PreTrainedConfig):
         max_audio_s: Longest clip in seconds that one canvas may be asked to transcribe.
         canvas_length: Default canvas in tokens.
         max_canvas_length: Longest canvas in tokens that the checkpoint was trained for.
+        decoding_init: What canvases start from where a call says neither that nor how many passes they take:
+            ``init`` of :class:`~canvas_asr.options.DecodingOptions`. None: ``noise``.
+        decoding_steps: Most passes then, ``steps`` there. None: as usual for the start, 8 from noise.
     """
 
     model_type = MODEL_TYPE
@@ -123,6 +127,8 @@ class CanvasASRConfig(PreTrainedConfig):
         max_audio_s: float = 30.0,
         canvas_length: int = 96,
         max_canvas_length: int = 256,
+        decoding_init: str | None = None,
+        decoding_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -158,6 +164,8 @@ class CanvasASRConfig(PreTrainedConfig):
         self.max_audio_s = max_audio_s
         self.canvas_length = canvas_length
         self.max_canvas_length = max_canvas_length
+        self.decoding_init = decoding_init
+        self.decoding_steps = decoding_steps
         super().__init__(**kwargs)
         self._check()
 
@@ -180,6 +188,11 @@ class CanvasASRConfig(PreTrainedConfig):
     def reads_waveform(self) -> bool:
         """Whether the waveform goes to the projector without an audio encoder."""
         return self.audio_front_end == "waveform"
+
+    @property
+    def decoding(self) -> DecodingOptions:
+        """How clips are decoded where a call gives no options."""
+        return DecodingOptions().resolved(self.decoding_init, self.decoding_steps)
 
     def _check(self) -> None:
         """Raise ValueError, naming the key, for values that no model can be built from."""
@@ -214,6 +227,12 @@ class CanvasASRConfig(PreTrainedConfig):
             raise ValueError(
                 f"canvas_length {self.canvas_length} exceeds max_canvas_length {self.max_canvas_length}."
             )
+        try:
+            init = self.decoding.init
+        except OptionError as error:  # "steps is 0; ...", of a field whose name begins otherwise
+            raise ValueError(f"decoding_{error}") from error
+        if init != RELEASED_INIT and not self.has_draft:
+            raise ValueError(f"decoding_init is {init!r}, but has_draft is False: there is no draft.")
 
 
 def load_configuration(folder: Path) -> CanvasASRConfig:

@@ -163,13 +163,22 @@ class CanvasDecoder:
         longest = max(other.shape[1] for other in others)
         return torch.nn.functional.pad(canvas, (0, longest - canvas.shape[1]), value=self.vocabulary.eos)
 
+    def resolve(self, options: DecodingOptions) -> DecodingOptions:
+        """Fill in what the checkpoint says of start and passes, where options leave both open.
+
+        Raises:
+            OptionError: If the other options do not go with that start.
+        """
+        return options.resolved(self.config.decoding_init, self.config.decoding_steps)
+
     def open(self, options: DecodingOptions) -> ClipBatch:
-        """Give an empty batch that decodes as the options say.
+        """Give an empty batch that decodes as the options say, :meth:`resolve` first.
 
         Raises:
             OptionError: If the model cannot follow them.
         """
         config = self.config
+        options = self.resolve(options)
         if isinstance(options.canvas, int) and options.canvas > config.max_canvas_length:
             raise OptionError(
                 f"canvas is {options.canvas} tokens; this model allows at most {config.max_canvas_length}."

@@ -81,7 +81,7 @@ def transcribe(
     from .transcriber import Transcriber
 
     asr = Transcriber(model, CanvasASRProcessor(fe, tok))
-    return asr.transcribe((wav, SAMPLE_RATE_HZ), steps=max_steps).text
+    return asr.transcribe((wav, SAMPLE_RATE_HZ), steps=max_steps, init="noise").text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

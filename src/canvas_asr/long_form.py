@@ -30,7 +30,7 @@ OnProgress: TypeAlias = Callable[[float, float], None]  # seconds of audio done,
 
 def max_chunk_samples(decoder: CanvasDecoder, options: DecodingOptions, max_audio_s: float) -> int:
     """Length of the longest chunk: at most 30 s, what the model takes, and what a canvas holds."""
-    config = decoder.config
+    config, options = decoder.config, decoder.resolve(options)
     canvas = options.canvas or config.canvas_length
     n_tokens = config.max_canvas_length if canvas == AUTO else int(canvas)
     fits_s = LONGEST_CHUNK_S if options.draft_alone else n_tokens / TOKENS_PER_S

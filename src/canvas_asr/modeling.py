@@ -305,8 +305,8 @@ class CanvasASRModel(PreTrainedModel):
         input_features: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        num_steps: int = 8,
-        init: str = "noise",
+        num_steps: int | None = None,
+        init: str | None = None,
         canvas_length: int | str | None = None,
         language: str | None = None,
         seed: int = 0,
@@ -320,7 +320,8 @@ class CanvasASRModel(PreTrainedModel):
             input_features: (B, n_mels, T_mel), right-padded, as the processor makes them.
             attention_mask: 1 at valid frames, (B, T_mel); None: all are valid.
             num_steps: Most denoising passes; 0, with ``init="draft"`` only, gives the draft as it is.
-            init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``.
+            init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``. If neither is
+                given, the checkpoint's defaults hold; ``num_steps`` alone means passes from noise.
             canvas_length: Tokens of the canvas; ``auto``: as the draft needs; None: the checkpoint's.
             language: Code of all clips; None detects it.
             seed: Of the noise, which is drawn for each clip from it and the clip's length.

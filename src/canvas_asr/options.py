@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TypedDict
 
@@ -24,6 +24,9 @@ MAX_BOOST = 20.0  # nats a token: a factor of 5e8, which no posterior withstands
 MAX_HOTWORDS = 1000
 MAX_HOTWORD_LENGTH = 100  # characters
 MAX_PROMPT_TOKENS = 224  # of ``prompt``, as in Whisper
+RELEASED_INIT = "noise"
+# Passes where the start alone is said: the released system's; from a draft one is enough (docs/decoding.md).
+USUAL_STEPS = {"noise": 8, "draft": 1, "draft-slots": 1}
 
 
 class StrategyOptions(TypedDict, total=False):
@@ -48,14 +51,21 @@ class StrategyOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How clips are decoded. The defaults are the released system's way.
+    """How clips are decoded.
+
+    ``steps`` alone means passes from noise, ``init`` alone as many passes as `USUAL_STEPS` says. Where
+    neither is given, the checkpoint's defaults hold, which :meth:`~canvas_asr.decoding.CanvasDecoder.resolve`
+    fills in: ``decoding_init`` and ``decoding_steps`` of its configuration, else 8 passes from noise, the
+    released system's. Those are taken too where an option is given that is without effect in one pass from
+    the draft: ``acceptance``, ``stop_entropy`` or ``candidates``.
 
     Attributes:
         language: Code of all clips; None finds each one's.
-        steps: Most passes a clip takes; 0, with ``init="draft"`` only, gives the draft as it is.
+        steps: Most passes a clip takes; 0, with ``init="draft"`` only, gives the draft as it is. None: see
+            above.
         init: What the canvas starts from. ``noise``: random tokens. ``draft``: the CTC draft, laid end to
             end, the end token filling the tail. ``draft-slots``: the draft with a random token before,
-            between and behind its tokens, where the model may insert what the draft missed.
+            between and behind its tokens, where the model may insert what the draft missed. None: see above.
         canvas: Tokens of the canvas; ``auto``: from the draft's length, rounded up to one of a few sizes, and
             a text that fills it is decoded again on one of twice the length, up to the model's longest; None:
             the model's default.
@@ -89,8 +99,8 @@ class DecodingOptions:
     """
 
     language: str | None = None
-    steps: int = 8
-    init: str = "noise"
+    steps: int | None = None
+    init: str | None = None
     canvas: int | str | None = None
     seed: int = 0
     self_conditioning: str = "none"
@@ -110,9 +120,13 @@ class DecodingOptions:
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise OptionError for a value that nothing can be decoded with."""
+        """Choose what follows from others; raise OptionError for a value that nothing can be decoded with."""
+        if self.init is None and (self.steps is not None or self._needs_noise):
+            object.__setattr__(self, "init", RELEASED_INIT)
+        if self.init in STARTS and self.steps is None:
+            object.__setattr__(self, "steps", USUAL_STEPS[self.init])
         for name, allowed in (
-            ("init", STARTS),
+            ("init", (None, *STARTS) if self.init is None else STARTS),
             ("self_conditioning", SELF_CONDITIONING),
             ("acceptance", ACCEPTANCES),
             ("risk", RISKS),
@@ -156,7 +170,7 @@ class DecodingOptions:
             ("candidates", 1),
         ):
             value = getattr(self, name)
-            if name == "canvas" and (value is None or value == AUTO):
+            if (name == "canvas" and value in (None, AUTO)) or (name == "steps" and value is None):
                 continue
             try:
                 number = operator.index(value)
@@ -168,15 +182,42 @@ class DecodingOptions:
                 raise OptionError(f"{name} is {value}{unit}; give at least {least}.")
 
     @property
+    def _needs_noise(self) -> bool:
+        """Whether an option is given that changes nothing in one pass from the draft."""
+        return self.acceptance != ACCEPTANCES[0] or self.stop_entropy is not None or self.candidates != 1
+
+    def resolved(self, init: str | None = None, steps: int | None = None) -> DecodingOptions:
+        """Fill in start and passes where they are not given.
+
+        Args:
+            init: Of the checkpoint; None without ``steps``: as in the released system.
+            steps: Of the checkpoint; None: as usual for that start.
+
+        Raises:
+            OptionError: If they are impossible, or the other options do not go with that start.
+        """
+        if self.init is not None:
+            return self
+        return replace(self, init=RELEASED_INIT if init is None and steps is None else init, steps=steps)
+
+    @property
     def draft_alone(self) -> bool:
         """Whether the draft is asked for as it is."""
         return self.steps == 0
 
     @property
+    def described(self) -> str:
+        """Start and passes in words, such as ``8 passes from noise``; of resolved options."""
+        if self.draft_alone:
+            return "the CTC draft alone"
+        start = {"noise": "noise", "draft": "the draft"}.get(self.init or "", "the draft with free slots")
+        return f"{self.steps} pass{'es' if self.steps != 1 else ''} from {start}"
+
+    @property
     def needs_draft(self) -> str:
         """The option that needs a draft, as ``name=value``; empty if none does."""
         for name, value, off in (
-            ("init", self.init, ("noise",)),
+            ("init", self.init, ("noise", None)),
             ("canvas", self.canvas if self.canvas == AUTO else None, (None,)),
             ("self_conditioning", self.self_conditioning, ("none",)),
             ("fusion", self.fusion, (0,)),

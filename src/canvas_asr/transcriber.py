@@ -43,7 +43,7 @@ FilePath: TypeAlias = "str | os.PathLike[str]"
 class _Decoding(StrategyOptions, total=False):
     """Options of decoding that are given by keyword only."""
 
-    init: str
+    init: str | None
     canvas: int | str | None
     seed: int
 
@@ -179,7 +179,7 @@ class Transcriber:
         self,
         source: list[Any],  # of what AudioSource names: a list[str] is no list[AudioSource]
         language: str | None = None,
-        steps: int = 8,
+        steps: int | None = None,
         **options: Unpack[_Keywords],
     ) -> list[Transcript]: ...
 
@@ -188,7 +188,7 @@ class Transcriber:
         self,
         source: AudioSource,
         language: str | None = None,
-        steps: int = 8,
+        steps: int | None = None,
         **options: Unpack[_Keywords],
     ) -> Transcript: ...
 
@@ -196,9 +196,9 @@ class Transcriber:
         self,
         source: AudioSource | list[Any],
         language: str | None = None,
-        steps: int = 8,
+        steps: int | None = None,
         *,
-        init: str = "noise",
+        init: str | None = None,
         canvas: int | str | None = None,
         seed: int = 0,
         batch_size: int = 8,
@@ -220,7 +220,8 @@ class Transcriber:
                 them. A clip of zero samples has an empty transcript, and no confidence.
             language: Code such as ``de``; None detects it, clip by clip.
             steps: Most denoising passes of a clip; 0, with ``init="draft"`` only, gives the draft as it is,
-                in no language but the one given.
+                in no language but the one given. None, as for ``init``: the checkpoint's defaults, if neither
+                is given; if one is, what goes with it (:class:`~canvas_asr.options.DecodingOptions`).
             init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``.
             canvas: Tokens of the canvas, which the transcript has to fit; ``auto``: as the draft needs, and
                 longer for a text that fills it; None: the model's default.
@@ -268,7 +269,7 @@ class Transcriber:
         self,
         path: FilePath,
         language: str | None = None,
-        steps: int = 8,
+        steps: int | None = None,
         *,
         batch_size: int = 8,
         vad: bool | None = None,
@@ -302,7 +303,7 @@ class Transcriber:
         self,
         paths: Iterable[FilePath],
         language: str | None = None,
-        steps: int = 8,
+        steps: int | None = None,
         *,
         batch_size: int = 8,
         vad: bool | None = None,
@@ -346,7 +347,7 @@ class Transcriber:
         arrays: Sequence[Samples],
         *,
         language: str | None = None,
-        steps: int = 8,
+        steps: int | None = None,
         batch_size: int = 8,
         **options: Unpack[_Decoding],
     ) -> list[Transcript]:

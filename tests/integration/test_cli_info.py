@@ -48,6 +48,7 @@ def test_info_is_a_table_and_needs_no_tensors(
     n_frozen = sum(p.numel() for p in small_model().parameters() if not p.requires_grad)
     assert table["model"] == str(tmp_path)
     assert table["canvas"] == "32 tokens, at most 64"
+    assert table["decoding"] == "8 passes from noise"
     assert table["in the prompt"] == "audio tokens, a position each"
     assert table["frozen"].startswith(f"{n_frozen:,} (")
     assert lines["projector"][0] == "stack_mlp, 512 wide, 12.5 audio tokens a second"

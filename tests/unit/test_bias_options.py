@@ -12,16 +12,27 @@ from canvas_asr.errors import OptionError
 from canvas_asr.options import DecodingOptions
 
 
-def arguments(*given: str) -> dict:
+def arguments(*given: str, watched: bool = False) -> dict:
     parser = argparse.ArgumentParser()
     add_decoding_options(parser)
-    return decoding_arguments(parser.parse_args(given))
+    return decoding_arguments(parser.parse_args(given), watched=watched)
 
 
 def test_nothing_given_is_the_default_and_the_language_is_found() -> None:
     assert DecodingOptions(**arguments()) == DecodingOptions()
     assert arguments("--language", "auto")["language"] is None
     assert arguments("--language", "de")["language"] == "de"
+
+
+def test_passes_that_are_watched_are_from_noise_unless_told() -> None:
+    def chosen(*given: str) -> tuple[str, int]:
+        found = arguments(*given, watched=True)
+        return found["init"], found["steps"]
+
+    assert chosen() == ("noise", 8)
+    assert chosen("--steps", "3") == ("noise", 3)
+    assert chosen("--init", "draft") == ("draft", 1)
+    assert arguments()["init"] is arguments()["steps"] is None
 
 
 def test_hotwords_come_by_name_and_by_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from canvas_asr.card import MADE_BY, CardFacts, model_card, write_model_card
 from canvas_asr.cli import main
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.errors import DataError, OptionError
+from canvas_asr.evaluation.modes import parse_setting
 
 TINY_EVALUATIONS = Path(__file__).parents[2] / "docs" / "tiny"
 
@@ -79,7 +80,7 @@ def result(mode: str, rate: float | None, **changes: Any) -> dict[str, Any]:
         "testset": "talks",
         "language": "hi",
         "speakers": "unseen",
-        "mode": {"name": mode, "shuffled": "shuffled" in mode},
+        "mode": parse_setting(mode).to_dict(),
         "scores": {
             "n_clips": 7,
             "primary_metric": "cer",

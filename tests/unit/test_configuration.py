@@ -35,6 +35,8 @@ def test_saved_and_read_again_every_field_is_the_same(tmp_path: Path) -> None:
         pad_to_30s=True,
         canvas_length=40,
         max_canvas_length=50,
+        decoding_init="draft",
+        decoding_steps=2,
     )
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "canvas_asr"
@@ -57,6 +59,9 @@ def test_saved_and_read_again_every_field_is_the_same(tmp_path: Path) -> None:
         ("max_canvas_length", 0),
         ("blank_token_id", 4096),
         ("blank_token_id", -1),
+        ("decoding_init", "mask"),
+        ("decoding_steps", 0),
+        ("decoding_steps", "two"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(field: str, value: object) -> None:
@@ -73,3 +78,16 @@ def test_convolutions_need_a_power_of_two_and_frames_of_an_mlp_do_not() -> None:
 def test_the_default_canvas_must_be_one_that_is_allowed() -> None:
     with pytest.raises(ValueError, match=r"canvas_length 65 .*max_canvas_length 64"):
         small_config(canvas_length=65, max_canvas_length=64)
+
+
+def test_a_call_that_says_nothing_is_decoded_as_the_checkpoint_says() -> None:
+    def defaults(**fields: object) -> tuple[str | None, int | None]:
+        decoding = small_config(**fields).decoding
+        return decoding.init, decoding.steps
+
+    assert defaults() == ("noise", 8)
+    assert defaults(decoding_steps=16) == ("noise", 16)
+    assert defaults(decoding_init="draft") == ("draft", 1)
+    assert defaults(decoding_init="draft", decoding_steps=0) == ("draft", 0)
+    with pytest.raises(ValueError, match=r"^decoding_init is 'draft', but has_draft is False"):
+        small_config(decoding_init="draft", has_draft=False)

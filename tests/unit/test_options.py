@@ -28,7 +28,10 @@ from canvas_asr.options import DecodingOptions
         ({"stability": -1}, "stability is -1; give at least 0"),
         ({"candidates": 0}, "candidates is 0; give at least 1"),
         ({"draft_threshold": 0.0, "init": "draft"}, "draft_threshold is 0.0; give a probability above 0"),
-        ({"draft_threshold": 0.5}, "draft_threshold is given, but init='noise' starts from no draft"),
+        (
+            {"draft_threshold": 0.5, "steps": 2},
+            "draft_threshold is given, but init='noise' starts from no draft",
+        ),
         ({"accept_threshold": 1.2}, "accept_threshold is 1.2; give a probability above 0, at most 1"),
         ({"accept_threshold": None}, "accept_threshold is None; give a number"),
         ({"gate": -0.1}, "gate is -0.1; give a probability"),
@@ -52,6 +55,56 @@ from canvas_asr.options import DecodingOptions
 def test_a_wrong_value_is_named_with_what_to_give(options: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         DecodingOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "alone", "for_a_draft"),
+    [
+        ({}, ("noise", 8), ("draft", 1)),
+        ({"fusion": 0.3, "language": "de"}, ("noise", 8), ("draft", 1)),
+        ({"steps": 8}, ("noise", 8), ("noise", 8)),
+        ({"steps": 3}, ("noise", 3), ("noise", 3)),
+        ({"init": "noise"}, ("noise", 8), ("noise", 8)),
+        ({"init": "draft"}, ("draft", 1), ("draft", 1)),
+        ({"init": "draft", "steps": 0}, ("draft", 0), ("draft", 0)),
+        # One pass from a draft would not know these options.
+        ({"acceptance": "threshold"}, ("noise", 8), ("noise", 8)),
+        ({"stop_entropy": 0.1}, ("noise", 8), ("noise", 8)),
+        ({"candidates": 4}, ("noise", 8), ("noise", 8)),
+    ],
+)
+def test_start_and_passes_are_those_given_else_the_checkpoints(
+    given: dict, alone: tuple[str, int], for_a_draft: tuple[str, int]
+) -> None:
+    for expected, defaults in ((alone, ()), (for_a_draft, ("draft", 1))):
+        chosen = DecodingOptions(**given).resolved(*defaults)
+        assert (chosen.init, chosen.steps) == expected
+        assert chosen.resolved("draft-slots", 5) == chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 8}, "8 passes from noise"),
+        ({"init": "draft"}, "1 pass from the draft"),
+        ({"init": "draft", "steps": 0}, "the CTC draft alone"),
+        ({"init": "draft-slots", "steps": 2}, "2 passes from the draft with free slots"),
+    ],
+)
+def test_start_and_passes_are_told_in_words(options: dict, words: str) -> None:
+    assert DecodingOptions(**options).described == words
+
+
+def test_half_of_a_default_is_completed_like_half_of_a_call() -> None:
+    assert DecodingOptions().resolved(steps=4) == DecodingOptions(steps=4)
+    assert DecodingOptions().resolved("draft") == DecodingOptions(init="draft", steps=1)
+
+
+def test_an_option_that_does_not_go_with_the_checkpoints_start_is_an_error() -> None:
+    options = DecodingOptions(draft_threshold=0.5)
+    assert options.resolved("draft").init == "draft"
+    with pytest.raises(OptionError, match="draft_threshold is given, but init='noise' starts from no draft"):
+        options.resolved()
 
 
 def test_hotwords_are_kept_without_the_spaces_around_them() -> None:

@@ -252,7 +252,7 @@ def test_after_ctrl_c_the_picture_is_wiped_at_once(terminal, monkeypatch: pytest
 
     options = argparse.Namespace(steps=2, canvas_pause=1.0)
     with pytest.raises(KeyboardInterrupt):
-        list(show_canvas.shown_transcripts(Interrupted(), ["a.wav"], options))  # type: ignore[arg-type]
+        list(show_canvas.shown_transcripts(Interrupted(), ["a.wav"], options, steps=3))  # type: ignore[arg-type]
     assert slept == [1.0, 1.0]  # the two pictures
     screen = Screen(80, 24)
     screen.feed(sent())

@@ -179,7 +179,7 @@ def test_entropies_that_nobody_asked_for_are_an_error_not_zeros() -> None:
 
 
 def test_options_choose_the_strategies() -> None:
-    plain = sampler_config(DecodingOptions(), 64)
+    plain = sampler_config(DecodingOptions().resolved(), 64)
     assert (plain.acceptance, plain.stops, plain.wants_entropy) == (MostConfident(), (), False)
     bound = sampler_config(
         DecodingOptions(acceptance="entropy-bound", entropy_bound=0.2, stop_entropy=0.1), 64
@@ -188,6 +188,8 @@ def test_options_choose_the_strategies() -> None:
     assert bound.wants_entropy
     sure = sampler_config(DecodingOptions(acceptance="threshold", accept_threshold=0.7), 64)
     assert (sure.acceptance, sure.stops, sure.wants_entropy) == (SureEnough(0.7), (SureEnough(0.7),), False)
+    with pytest.raises(ValueError, match="start and passes are open"):
+        sampler_config(DecodingOptions(), 64)
 
 
 # Fusion

@@ -21,10 +21,13 @@ from canvas_asr import (
     AudioError,
     CanvasASRConfig,
     CanvasASRModel,
+    CanvasASRPipeline,
     CanvasASRProcessor,
     CanvasStreamer,
     CheckpointError,
     OptionError,
+    Transcriber,
+    inference,
     load,
 )
 from canvas_asr.card import model_card
@@ -263,6 +266,25 @@ def test_a_clip_and_a_seed_give_the_same_text_by_every_interface(whole: Path) ->
     ]
     recognise = pipeline("automatic-speech-recognition", model=str(whole), device="cpu")
     assert [one["text"] for one in recognise(clips, num_steps=3, seed=7, batch_size=2)] == expected
+
+
+def test_every_interface_decodes_as_the_checkpoint_says_unless_told(processor: CanvasASRProcessor) -> None:
+    model = small_model(decoding_init="draft", decoding_steps=2)
+    clip = (tones(1.1, 2), RATE_HZ)
+    asr = Transcriber(model, processor)
+    by_itself, noise = asr.transcribe(clip), asr.transcribe(clip, init="noise", steps=2)
+    assert by_itself.passes == 2
+    assert by_itself.tokens == asr.transcribe(clip, init="draft", steps=2).tokens != noise.tokens
+    ids = model.generate(**processor([clip]), processor=processor)
+    assert processor.text(ids[0].tolist()) == by_itself.text
+    recognise = CanvasASRPipeline(model=model, processor=processor, device="cpu")
+    assert recognise(clip)["text"] == by_itself.text
+    # A number of passes alone is the released system's sampler, as in its authors' interface.
+    assert asr.transcribe(clip, steps=2).tokens == noise.tokens
+    alike = inference.transcribe(
+        clip[0], model, processor.tokenizer, processor.feature_extractor, max_steps=2
+    )
+    assert alike == noise.text
 
 
 def test_a_clip_is_generated_alike_alone_and_in_a_batch(

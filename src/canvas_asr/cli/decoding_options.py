@@ -19,14 +19,25 @@ def canvas_length(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither {AUTO} nor a number of tokens") from error
 
 
-def add_decoding_options(parser: Any) -> None:
-    """Add how clips are decoded; names and defaults are those of the Python interface."""
+def add_decoding_options(parser: Any, *, watched: bool = False) -> None:
+    """Add how clips are decoded; names and defaults are those of the Python interface.
+
+    Args:
+        parser: Of a command.
+        watched: Whether the command shows the passes, as for :func:`decoding_arguments`.
+    """
+    defaults = "noise and 8 passes" if watched else "the model's, which canvas-asr info tells"
     parser.add_argument(
         "--language", default=AUTO, help="code such as de; auto: detected, clip by clip (default auto)"
     )
-    parser.add_argument("--steps", type=int, default=8, help="most denoising passes (default 8)")
     parser.add_argument(
-        "--init", default="noise", help=f"what the canvas starts from: {', '.join(STARTS)} (default noise)"
+        "--steps",
+        type=int,
+        metavar="N",
+        help=f"most denoising passes, from noise unless --init says otherwise (default: {defaults})",
+    )
+    parser.add_argument(
+        "--init", metavar="NAME", help=f"what the canvas starts from: {', '.join(STARTS)} (default: likewise)"
     )
     parser.add_argument(
         "--canvas",
@@ -102,13 +113,22 @@ def read_hotwords(path: Path) -> list[str]:
     return words
 
 
-def decoding_arguments(options: argparse.Namespace) -> dict[str, Any]:
+def decoding_arguments(options: argparse.Namespace, *, watched: bool = False) -> dict[str, Any]:
     """Give what was parsed as arguments of ``transcribe``.
 
+    Args:
+        options: What :func:`add_decoding_options` added.
+        watched: Whether the passes are shown. Where neither start nor passes are given they are then chosen
+            as in the released system, not by the model: one pass from a draft shows little of denoising.
+
     Raises:
-        OptionError: If the file of hotwords cannot be used.
+        OptionError: If the file of hotwords cannot be used, or an option is out of range.
     """
     found = {field.name: getattr(options, field.name) for field in fields(DecodingOptions)}
     listed = [] if options.hotwords is None else read_hotwords(options.hotwords)
     language = None if options.language == AUTO else options.language
-    return found | {"language": language, "hotwords": [*options.hotword, *listed]}
+    found |= {"language": language, "hotwords": [*options.hotword, *listed]}
+    if watched:
+        chosen = DecodingOptions(**found).resolved()
+        found |= {"init": chosen.init, "steps": chosen.steps}
+    return found

@@ -84,6 +84,7 @@ def _geometry(config: CanvasASRConfig, hop_length: int) -> dict[str, Any]:
         "languages": " ".join(config.language_tags),
         "longest clip": f"{config.max_audio_s:g} s",
         "canvas": f"{config.canvas_length} tokens, at most {config.max_canvas_length}",
+        "decoding": config.decoding.described,
         "audio encoder": (
             f"Whisper, {encoder.encoder_layers} layers, {encoder.d_model} wide, "
             f"{encoder.num_mel_bins} mel bins, {frames_per_s:g} frames a second"

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a picture that is there")
     parser.add_argument("--model", default="tiny", help="as for transcribe (default tiny)")
-    add_decoding_options(parser)
+    add_decoding_options(parser, watched=True)
     add_place_options(parser.add_argument_group("where it runs"))
     add_model_options(parser)
 
@@ -45,10 +45,11 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or Path(Path(options.file).stem + KINDS[0])
     check_output(output, overwrite=options.overwrite)
     load_matplotlib()  # what is missing is said before the model is loaded
+    decoding = decoding_arguments(options, watched=True)
     from canvas_asr.transcriber import load
 
     transcriber = load(options.model, **load_arguments(options))
-    missing = draw(watch(transcriber, options.file, **decoding_arguments(options)), output)
+    missing = draw(watch(transcriber, options.file, **decoding), output)
     if missing:
         complain(
             f"warning: no installed font has {' '.join(sorted(missing)[:8])}: boxes stand in their place; "

@@ -46,7 +46,8 @@ def add_show_options(parser: Any) -> None:
     parser.add_argument(
         "--show-canvas",
         action="store_true",
-        help="show on stderr how noise turns into text, a clip at a time; plain lines if that is no terminal",
+        help="show on stderr how noise turns into text, a clip at a time, in 8 passes if neither --steps nor "
+        "--init is given; plain lines if stderr is no terminal",
     )
     parser.add_argument(
         "--canvas-pause",
@@ -58,23 +59,29 @@ def add_show_options(parser: Any) -> None:
 
 
 def shown_transcripts(
-    transcriber: Transcriber, paths: Iterable[str], options: argparse.Namespace, **decoding: Any
+    transcriber: Transcriber,
+    paths: Iterable[str],
+    options: argparse.Namespace,
+    *,
+    steps: int,
+    **decoding: Any,
 ) -> Iterator[Transcript | AudioError]:
     """Transcribe files one after the other as :meth:`Transcriber.transcribe_files` does, and show how.
 
     Args:
         transcriber: The model.
         paths: Audio files.
-        options: What :func:`add_show_options` added, and ``steps``.
-        decoding: Options of decoding.
+        options: What :func:`add_show_options` added.
+        steps: Most passes of a clip.
+        decoding: Further options of decoding.
     """
-    show = make_show(sys.stderr, options.steps, options.canvas_pause)
+    show = make_show(sys.stderr, steps, options.canvas_pause)
     for path in paths:
         show.start(path)
         result: Transcript | AudioError
         is_whole = False
         try:
-            result = transcriber.transcribe(path, on_canvas=show.draw, batch_size=1, **decoding)
+            result = transcriber.transcribe(path, steps=steps, on_canvas=show.draw, batch_size=1, **decoding)
             is_whole = True
         except AudioError as error:
             result = error

@@ -106,7 +106,8 @@ def _transcribe(
 
 
 def _work(options: argparse.Namespace, plan: OutputPlan) -> Work:
-    decoding = decoding_arguments(options) | {"batch_size": options.batch_size, "vad": options.vad}
+    decoding = decoding_arguments(options, watched=options.show_canvas)
+    decoding |= {"batch_size": options.batch_size, "vad": options.vad}
     decoding["word_timestamps"] |= plan.needs_words
     load = {"model": options.model, "cuda_graphs": options.cuda_graphs, **load_arguments(options)}
     return Work(load, decoding, plan.likes_words)

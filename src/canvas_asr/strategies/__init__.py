@@ -63,9 +63,14 @@ def sampler_config(options: DecodingOptions, canvas_length: int) -> SamplerConfi
     """Choose the strategies that options name.
 
     Args:
-        options: With at least one pass.
+        options: Resolved; for the draft alone the number of passes plays no part.
         canvas_length: Of canvases whose length is not chosen clip by clip.
+
+    Raises:
+        ValueError: If the options leave start and passes to a checkpoint.
     """
+    if options.steps is None or options.init is None:
+        raise ValueError("start and passes are open; CanvasDecoder.resolve fills them in.")
     stops: list[StopRule] = []
     acceptance: Acceptance = _RELEASED
     if options.acceptance == "entropy-bound":
@@ -76,7 +81,7 @@ def sampler_config(options: DecodingOptions, canvas_length: int) -> SamplerConfi
     if options.stop_entropy is not None:
         stops.append(StableAndConfident(options.stop_entropy, options.stability))
     return SamplerConfig(
-        steps=options.steps,
+        steps=max(1, options.steps),
         canvas_length=canvas_length,
         init=options.init,
         seed=options.seed,
