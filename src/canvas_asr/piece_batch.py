@@ -42,6 +42,11 @@ class PieceBatch:
         return len(self._batch)
 
     @property
+    def options(self) -> DecodingOptions:
+        """Of decoding, with what the checkpoint says where they leave it open."""
+        return self._batch.options
+
+    @property
     def pieces(self) -> list[Piece]:
         """The pieces that the next pass is for, those that joined first before the others."""
         return self._batch.keys

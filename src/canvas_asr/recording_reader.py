@@ -34,6 +34,11 @@ class RecordingReader:
         self._max_chunk = max_chunk_samples
         self._vad = vad
 
+    @property
+    def max_clip_s(self) -> float:
+        """Seconds of the longest clip that the model can take."""
+        return self._max_clip / SAMPLE_RATE_HZ
+
     def open(self, place: int, source: AudioSource, sample_rate_hz: int | None = None) -> Recording:
         """Open a recording: read it if it is short, or its beginning.
 
@@ -127,8 +132,8 @@ class _BegunSource:
 
     @property
     def duration_s(self) -> float | None:
-        """What the source says."""
-        return self._source.duration_s
+        """What the source says; None where it is longer than that."""
+        return None if self.is_longer else self._source.duration_s
 
     @property
     def gaps(self) -> Sequence[Gap]:

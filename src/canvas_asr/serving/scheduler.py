@@ -1,28 +1,42 @@
-"""Transcribes jobs with one model, which one thread owns.
+"""Transcribes jobs with one model, which one thread owns; requests and chunks of long files share passes.
 
-scheduler = Scheduler(canvas_asr.load("tiny"))
-scheduler.start()
-job = scheduler.submit(samples, DecodingOptions(), print)
-scheduler.close(drain_s=30.0)
+::
+
+    with Scheduler(canvas_asr.load("tiny")) as scheduler:
+        job = scheduler.submit(samples, DecodingOptions(), print)
+
+Every recording is read in a thread of its own, a bounded way ahead of the model. Between two steps of the
+model, each a pass or the encoding of a few new pieces, jobs come and go (:mod:`canvas_asr.serving.lanes`).
+What a job gives does not depend on the others: it is token for token that of ``Transcriber.transcribe``.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..audio_files import SAMPLE_RATE_HZ
 from ..options import DecodingOptions
-from .jobs import Failed, Finished, JobCancelled, OnEvent, PassShown, SampleSource, SegmentReady
+from ..piece_batch import PieceBatch
+from .jobs import JobCancelled, OnEvent, SampleSource
+from .lanes import Lanes
+from .tasks import Job, Task
 
 if TYPE_CHECKING:
     from ..audio_files import Samples
     from ..transcriber import Transcriber
+
+MOST_RETRY_S = 60
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Busy", "Job", "Scheduler", "SchedulerStats"]
 
 
 class Busy(Exception):  # noqa: N818 - not an error of anybody
@@ -44,7 +58,7 @@ class SchedulerStats:
 
     Attributes:
         queued: Jobs that wait for their turn.
-        working: Jobs that are being read or transcribed.
+        working: Jobs that the model has begun with.
         rows: Clips and chunks in the batch.
         passes: Passes that were run.
         full_passes: Of these, with as many rows as the batch may hold.
@@ -61,24 +75,6 @@ class SchedulerStats:
     audio_s: float = 0.0
 
 
-@dataclass(eq=False)
-class Job:
-    """What :meth:`Scheduler.submit` gives.
-
-    Attributes:
-        id: Number of the job, from 1.
-        is_done: Whether its last event was told.
-    """
-
-    id: int
-    is_done: bool = False
-    is_cancelled: bool = field(default=False, repr=False)
-
-    def cancel(self) -> None:
-        """Stop: the job's rows are free before the next pass, and its last event is a failure."""
-        self.is_cancelled = True
-
-
 class Scheduler:
     """One model and its jobs."""
 
@@ -86,25 +82,56 @@ class Scheduler:
         """Prepare; :meth:`start` begins to work.
 
         Args:
-            transcriber: With the model.
+            transcriber: With the model, which nobody else should use meanwhile.
             max_batch: Clips and chunks that share a pass.
-            max_queue: Jobs that may wait.
+            max_queue: Jobs that may wait beside as many as a batch has rows.
         """
         self._transcriber = transcriber
-        self._capacity = max_batch + max_queue
+        self._lanes = Lanes(self._open, max_batch)
+        self._n_places = max_batch + max_queue
+        self._n_long = max(1, max_batch // 2)  # jobs that are read at a time, of those known to be long
         self._changed = threading.Condition()
-        self._jobs: deque[
-            tuple[Job, SampleSource | Samples, DecodingOptions, OnEvent, dict[str, bool | None]]
-        ]
-        self._jobs = deque()
+        self._opening = threading.Lock()  # a tokenizer encodes for one thread at a time
+        self._tasks: list[Task] = []
         self._n_submitted = 0
-        self._is_closed = False
+        self._n_rows = 0
+        self._audio_s = 0.0  # of jobs that have ended
+        self._ended: deque[float] = deque(maxlen=20)  # times at which the last jobs did
+        self._has_news = self._has_work = self._is_closed = self._is_stopped = False
         self._thread = threading.Thread(target=self._work, name="canvas-asr-model", daemon=True)
-        self.stats = SchedulerStats()
+
+    def __enter__(self) -> Scheduler:
+        """Begin to work."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Break off what is not done."""
+        self.close(0.0)
 
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """What the scheduler holds now and has done so far."""
+        with self._changed:
+            begun = [task for task in self._tasks if task.has_begun]
+            return SchedulerStats(
+                queued=len(self._tasks) - len(begun),
+                working=len(begun),
+                rows=self._n_rows,
+                passes=self._lanes.n_passes,
+                full_passes=self._lanes.n_full,
+                row_passes=self._lanes.n_row_passes,
+                audio_s=self._audio_s + sum(task.done_s for task in self._tasks),
+            )
 
     def submit(
         self,
@@ -116,72 +143,129 @@ class Scheduler:
         shows_passes: bool = False,
         wants_segments: bool = False,
     ) -> Job:
-        """Take a job; see :class:`Scheduler`. Returns at once.
+        """Take a job, and return at once.
+
+        Args:
+            source: The audio, 16 kHz mono float32.
+            options: Of decoding.
+            on_event: Called in the scheduler's thread, and must return at once. The last event is
+                ``Finished`` or ``Failed``.
+            vad: Whether only speech is transcribed; None: where the audio is longer than the model takes at
+                once.
+            shows_passes: Whether every pass is told.
+            wants_segments: Whether segments are told as they are ready.
 
         Raises:
-            Busy: If the queue is full.
+            Busy: If the queue is full, or the scheduler closed.
             OptionError: If the model cannot follow the options.
         """
-        self._transcriber.decoder.open(options)
+        reader = self._transcriber.reader(options, vad)
+        options = self._open(options).options
         with self._changed:
-            if self._is_closed or len(self._jobs) >= self._capacity:
-                raise Busy(1)
+            if self._is_closed or len(self._tasks) >= self._n_places:
+                raise Busy(self._retry_after_s())
             self._n_submitted += 1
-            job = Job(self._n_submitted)
-            flags = {"vad": vad, "shows_passes": shows_passes, "wants_segments": wants_segments}
-            self._jobs.append((job, source, options, on_event, flags))
+            job = Job(self._n_submitted, self._wake)
+            task = Task(
+                job,
+                source,
+                options,
+                on_event,
+                reader=reader,
+                shows_passes=shows_passes,
+                wants_segments=wants_segments,
+            )
+            self._tasks.append(task)
+            self._has_news = True
             self._changed.notify_all()
         return job
 
     def close(self, drain_s: float) -> bool:
-        """Take no new jobs and wait for those in work; whether all were done in time."""
+        """Take no new jobs, wait for those in work, and stop.
+
+        Args:
+            drain_s: Seconds to wait; what is not done then is cancelled.
+
+        Returns:
+            Whether all were done in time.
+        """
         with self._changed:
             self._is_closed = True
+            is_drained = self._changed.wait_for(lambda: not self._tasks, drain_s)
+            for task in self._tasks:
+                task.job.is_cancelled = True
+            self._is_stopped = self._has_news = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._jobs, drain_s)
-            for job, *_ in self._jobs:
-                job.cancel()
-        self._thread.join()
-        return done
+        if self._thread.ident is None:  # never started
+            self._turn()
+        else:
+            self._thread.join()
+        return is_drained
+
+    def _open(self, options: DecodingOptions) -> PieceBatch:
+        """Give an empty batch.
+
+        Raises:
+            OptionError: If the model cannot follow the options.
+        """
+        with self._opening:
+            return PieceBatch(self._transcriber.decoder, options)
+
+    def _retry_after_s(self) -> int:
+        """In how many seconds a quarter of the jobs are likely to be done."""
+        if len(self._ended) < 2:
+            return 1
+        interval_s = (time.monotonic() - self._ended[0]) / len(self._ended)
+        return min(MOST_RETRY_S, max(1, math.ceil(interval_s * len(self._tasks) / 4)))
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._has_news = True
+            self._changed.notify_all()
 
     def _work(self) -> None:
+        """Take turns until the end."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._is_closed)
-                if not self._jobs:
+                self._changed.wait_for(lambda: self._has_news or self._has_work)
+                self._has_news = False
+                if self._is_stopped and not self._tasks:
                     return
-                job, source, options, on_event, flags = self._jobs[0]
-            try:
-                for event in self._run(job, source, options, flags):
-                    on_event(event)
-            except Exception as error:
-                on_event(Failed(error))
-            job.is_done = True
-            with self._changed:
-                self._jobs.popleft()
+            self._turn()
+
+    def _turn(self) -> None:
+        """See what has come, run one step of the model, and tell what it gave."""
+        with self._changed:
+            tasks = list(self._tasks)
+        try:
+            self._receive(tasks)
+            at_work = [task for task in tasks if not task.job.is_done]
+            self._lanes.step(at_work)
+            for task in at_work:
+                task.tell()
+        except Exception as error:  # nothing that a job gives should lead here
+            logger.exception("the scheduler failed; its jobs end")
+            self._lanes.clear()
+            for task in tasks:
+                task.fail(error)
+        with self._changed:
+            ended = [task for task in self._tasks if task.job.is_done]
+            self._tasks = [task for task in self._tasks if not task.job.is_done]
+            self._audio_s += sum(task.done_s for task in ended)
+            self._ended.extend(time.monotonic() for _ in ended)
+            self._n_rows = self._lanes.n_rows
+            self._has_work = self._lanes.has_rows or any(task.waiting for task in self._tasks)
+            if ended:
                 self._changed.notify_all()
 
-    def _run(
-        self,
-        job: Job,
-        source: SampleSource | Samples,
-        options: DecodingOptions,
-        flags: dict[str, bool | None],
-    ) -> Iterator[PassShown | SegmentReady | Finished]:
-        samples = source if isinstance(source, np.ndarray) else np.concatenate(list(source))
-        if job.is_cancelled:
-            raise JobCancelled("the job was cancelled.")
-        views: list[PassShown] = []
-        given = {name: getattr(options, name) for name in DecodingOptions.__dataclass_fields__}
-        audio_s = len(samples) / SAMPLE_RATE_HZ
-        transcript = self._transcriber.transcribe(
-            (samples, SAMPLE_RATE_HZ),
-            vad=flags["vad"],
-            on_canvas=lambda view: views.append(PassShown(0.0, audio_s, view)),
-            **given,
-        )
-        if flags["shows_passes"]:
-            yield from views
-        if flags["wants_segments"]:
-            yield from map(SegmentReady, transcript.segments)
-        yield Finished(transcript)
+    def _receive(self, tasks: Sequence[Task]) -> None:
+        """End jobs that are cancelled, let others be read, and take in what was read."""
+        n_long = sum(task.is_bulk and task.has_started for task in tasks)
+        for task in tasks:
+            if task.job.is_cancelled:
+                self._lanes.remove(task)
+                task.fail(JobCancelled("the job was cancelled."))
+            elif not task.has_started and (not task.is_bulk or n_long < self._n_long):
+                n_long += task.is_bulk
+                task.start(self._wake)
+            task.receive()

@@ -1,0 +1,187 @@
+"""A job from the inside: its reading, the pieces that wait for the model, and what is told of it."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..audio_files import SAMPLE_RATE_HZ
+from ..errors import AudioError
+from ..read_ahead import ReadAhead
+from .jobs import Event, Failed, Finished, OnEvent, Progressed, SegmentReady
+
+if TYPE_CHECKING:
+    from ..audio_files import Samples
+    from ..audio_stream import SampleSource
+    from ..options import DecodingOptions
+    from ..recording_reader import RecordingReader
+    from ..recordings import Piece, Recording, Stretch
+
+BLOCKS_AHEAD = 16  # of every recording, 32 s in 2 MB, that are read beside the model
+PIECES_AHEAD = 8  # of every recording, that wait for the model
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Job:
+    """What :meth:`~canvas_asr.serving.scheduler.Scheduler.submit` gives.
+
+    Attributes:
+        id: Number of the job, from 1.
+        is_done: Whether it has ended, and its last event is told.
+        is_cancelled: Whether it is to end.
+    """
+
+    id: int
+    _wake: Callable[[], None] = field(repr=False)
+    is_done: bool = False
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Stop: the job's rows are free before the next pass, and its last event is a failure."""
+        self.is_cancelled = True
+        self._wake()
+
+
+class Task:
+    """A job on its way. All but its reading happens in the thread of the model.
+
+    Attributes:
+        job: The job.
+        options: Of decoding, resolved.
+        shows_passes: Whether every pass is to be told.
+        recording: What is read; None until it is known what that is.
+        is_bulk: Whether it is longer than the model takes at once, as far as is known.
+        waiting: Pieces that wait for the model, in order.
+        has_begun: Whether the model has seen some of it.
+        last_turn: Step at which a piece of it was taken last.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        source: SampleSource | Samples,
+        options: DecodingOptions,
+        on_event: OnEvent,
+        *,
+        reader: RecordingReader,
+        shows_passes: bool,
+        wants_segments: bool,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            job: The job.
+            source: Its audio.
+            options: Of decoding, resolved.
+            on_event: Is told of it.
+            reader: Opens the recording.
+            shows_passes: Whether every pass is to be told.
+            wants_segments: Whether segments are to be told as they are ready.
+        """
+        self.job = job
+        self.options = options
+        self.shows_passes = shows_passes
+        self.recording: Recording | None = None
+        self.waiting: deque[Piece] = deque()
+        self.has_begun = False
+        self.last_turn = 0
+        self._source: SampleSource | Samples | None = source
+        self._on_event = on_event
+        self._reader = reader
+        self._wants_segments = wants_segments
+        seconds = len(source) / SAMPLE_RATE_HZ if isinstance(source, np.ndarray) else source.duration_s
+        self.is_bulk = seconds is not None and seconds > reader.max_clip_s
+        self._reading: ReadAhead[Stretch] | None = None
+        self._opened: Recording | None = None  # in the reading thread, before the first stretch
+        self._n_told = 0  # segments
+        self._told_s = 0.0
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it is being read."""
+        return self._reading is not None
+
+    @property
+    def done_s(self) -> float:
+        """Seconds of audio that are done."""
+        return self._told_s
+
+    def start(self, on_ready: Callable[[], None]) -> None:
+        """Read in a thread; ``on_ready`` is called there whenever there is more."""
+        self._reading = ReadAhead(self._stretches(), BLOCKS_AHEAD, on_ready)
+
+    def _stretches(self) -> Generator[Stretch, None, None]:
+        source, self._source = self._source, None  # a clip's samples are kept by its recording alone
+        if source is not None:
+            self._opened = self._reader.open_stream(0, source)
+            del source
+            yield from self._opened.stretches()
+
+    def receive(self) -> None:
+        """Take in what was read, as far as the model can do with more."""
+        while self._reading is not None and len(self.waiting) < PIECES_AHEAD and self._reading.is_ready:
+            try:
+                stretch = next(self._reading, None)
+            except Exception as error:
+                if not isinstance(error, AudioError):
+                    logger.exception("job %d could not be read", self.job.id)
+                self.fail(error)
+                return
+            if stretch is None:
+                self._reading.close()
+                self._reading = None
+                break
+            recording = self.recording = self._opened
+            if recording is not None:  # it is, once there is a stretch of it
+                self.waiting += recording.receive(stretch)
+                if stretch.n_samples is not None:
+                    recording.end()
+                self.is_bulk = not 0 < recording.audio_s <= self._reader.max_clip_s
+
+    def tell(self) -> None:
+        """Tell what is new, and at the end the transcript."""
+        recording = self.recording
+        if recording is None or self.job.is_done:
+            return
+        recording.settle()
+        if recording.done_s > self._told_s:
+            self._told_s = recording.done_s
+            total_s = max(recording.audio_s, self._told_s) if recording.audio_s else None
+            self._emit(Progressed(self._told_s, total_s))
+        if self._wants_segments:
+            for segment in recording.segments[self._n_told :]:
+                self._emit(SegmentReady(segment))
+            self._n_told = len(recording.segments)
+        if recording.is_done:
+            result = recording.result(self.options)
+            self._end(Failed(result) if isinstance(result, AudioError) else Finished(result))
+
+    def show(self, event: Event) -> None:
+        """Tell of a pass."""
+        self._emit(event)
+
+    def fail(self, error: Exception) -> None:
+        """End without a transcript; pieces in a batch have to be removed by who knows it."""
+        if not self.job.is_done:
+            self._end(Failed(error))
+
+    def _end(self, event: Event) -> None:
+        if self._reading is not None:
+            self._reading.close(wait=False)  # its source may make it wait
+            self._reading = None
+        self.waiting.clear()
+        self.job.is_done = True
+        self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            logger.exception("job %d: what is told of its events failed", self.job.id)
