@@ -69,6 +69,8 @@ class Plan:
         batching_clients: How many send then.
         hour_s: Length of the long upload.
         beside_s: Seconds that short clips are sent beside it, and alone.
+        max_batch: Of the server.
+        max_queue: Likewise.
     """
 
     lengths: tuple[tuple[float, float], ...] = ((5.0, 20.0), (30.0, 40.0))
@@ -80,6 +82,8 @@ class Plan:
     batching_clients: int = 8
     hour_s: float = 3600.0
     beside_s: float = 15.0
+    max_batch: int = 8
+    max_queue: int = 32
 
 
 SMALL = Plan(
@@ -92,22 +96,28 @@ SMALL = Plan(
     batching_clients=2,
     hour_s=30.0,
     beside_s=0.5,
+    max_batch=2,
+    max_queue=0,
 )
 
 
 class Bench:
     """The servers that are measured, and what watches them."""
 
-    def __init__(self, stack: ExitStack, model: str, options: Sequence[str]) -> None:
+    def __init__(self, stack: ExitStack, model: str, plan: Plan, options: Sequence[str]) -> None:
         """Start the processes.
 
         Args:
             stack: What ends them.
             model: As ``--model`` takes it.
+            plan: Says how many requests the server holds; the other one holds as many, one at a time.
             options: Further ones of ``canvas-asr serve``.
         """
-        self.server = stack.enter_context(Server(model, *options))
-        self.single = stack.enter_context(Server(model, *options, "--max-batch", "1"))
+        holds = plan.max_batch + plan.max_queue
+        self.server, self.single = (
+            stack.enter_context(Server(model, *options, "--max-batch", str(n), "--max-queue", str(holds - n)))
+            for n in (plan.max_batch, 1)
+        )
         for server in (self.server, self.single):
             server.wait()
         self.health = stack.enter_context(Helper(watch_health, self.server.port))
@@ -173,11 +183,11 @@ async def overhead(server: Server, library: Helper, contents: Sequence[bytes], f
     """
     theirs, ours, same = [], [], 0
     async with connect(server) as client:
-        for turn in range(n + 1):
+        for turn in range(-len(contents), n):  # every clip once, to warm up
             place = turn % len(contents)
             seconds, text = library.ask(first + place)
             reply = await ask(client, server.name, place, contents[place])
-            if turn:  # the first of a length warms up
+            if turn >= 0:
                 theirs.append(seconds)
                 ours.append(reply.seconds)
                 same += reply.text == text
@@ -208,13 +218,14 @@ def batching(bench: Bench, contents: Sequence[bytes], audio_s: float, plan: Plan
 
 async def beside(server: Server, contents: Sequence[bytes], long: Path, plan: Plan) -> Record:
     """A client alone, then the same while a long file is being transcribed, which is given up at the end."""
-    alone = await send(server, contents, 0, time.perf_counter() + plan.beside_s)
-    before, content = server.counters(), long.read_bytes()
+    content = long.read_bytes()
     async with connect(server) as client:
+        alone = await send(client, server.name, contents, 0, plan.beside_s)
+        before = server.counters()
         upload = asyncio.create_task(ask(client, server.name, 0, content))
         while not upload.done() and server.counters()[PASSES] == before[PASSES]:
             await asyncio.sleep(0.05)
-        replies = await send(server, contents, 0, time.perf_counter() + plan.beside_s)
+        replies = await send(client, server.name, contents, 0, plan.beside_s)
         is_under_way = not upload.done()
         upload.cancel()
         await asyncio.gather(upload, return_exceptions=True)
@@ -238,7 +249,7 @@ def measure(options: argparse.Namespace, plan: Plan, folder: Path) -> Record:
     found: Record = {"overhead": [], "cells": []}
     with ExitStack() as stack:
         library = stack.enter_context(Helper(run_library, options.model, paths))
-        bench = Bench(stack, options.model, options.serve)
+        bench = Bench(stack, options.model, plan, options.serve)
         n_threads = library.ask("threads")
         options.tell("servers and library are ready")
         for place, ((audio_s, some), n) in enumerate(zip(contents.items(), plan.pairs, strict=True)):
@@ -258,6 +269,8 @@ def measure(options: argparse.Namespace, plan: Plan, folder: Path) -> Record:
         options.tell(f"beside a long file: {found['beside']['ratio']:.2f}")
         found["health"] = {"last": bench.health_since(), "all": summary_of_probes(bench.probes)}
         found["peak_memory_mib"] = bench.server.memory_mib()
+        bench.server.stop()
+        bench.single.stop()
     return {**found, "library_threads": n_threads}
 
 

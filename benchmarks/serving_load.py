@@ -110,8 +110,13 @@ class Server:
 
     def memory_mib(self) -> dict[str, float]:
         """Most memory that the server and, in all, the processes it started have held (Linux)."""
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        pids = [pid for thread in threads for pid in (thread / "children").read_text().split()]
         return {"server": _peak_mib(self.process.pid), "children": sum(_peak_mib(int(pid)) for pid in pids)}
+
+    def stop(self) -> None:
+        """Have it drain and end; leaving the context waits for that."""
+        self.process.send_signal(signal.SIGTERM)
 
     def __enter__(self) -> Server:
         return self
@@ -119,7 +124,7 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        self.stop()
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -225,37 +230,40 @@ async def ask(client: httpx.AsyncClient, model: str, clip: int, content: bytes) 
 
 
 def connect(server: Server) -> httpx.AsyncClient:
-    """Give a client that keeps its connection, and waits as long as it takes."""
-    return httpx.AsyncClient(base_url=server.url, timeout=600.0)
+    """Give connections that are kept, as many as are needed, and wait as long as it takes."""
+    return httpx.AsyncClient(base_url=server.url, timeout=600.0, limits=httpx.Limits(max_connections=None))
 
 
-async def send(server: Server, contents: Sequence[bytes], first: int, until: float) -> list[Reply]:
-    """Be one client: send clips in turn, the next as soon as one is answered, until it is time.
+async def send(
+    client: httpx.AsyncClient, model: str, contents: Sequence[bytes], first: int, seconds: float
+) -> list[Reply]:
+    """Send clips in turn, the next as soon as one is answered, for some time and once at least.
 
     Args:
-        server: Where to.
+        client: Connected.
+        model: What the server calls it.
         contents: Of the clips.
         first: Place of the clip to begin with.
-        until: By ``time.perf_counter``; one clip is sent whatever the time is.
+        seconds: After which nothing new is sent; what is under way is waited for.
     """
+    until = time.perf_counter() + seconds
     found: list[Reply] = []
     place = first
-    async with connect(server) as client:
-        while not found or time.perf_counter() < until:
-            clip = place % len(contents)
-            found.append(await ask(client, server.name, clip, contents[clip]))
-            if found[-1].status == 200:
-                place += 1
-            else:
-                await asyncio.sleep(min(PAUSE_S, max(0.0, until - time.perf_counter())))
+    while not found or time.perf_counter() < until:
+        clip = place % len(contents)
+        found.append(await ask(client, model, clip, contents[clip]))
+        if found[-1].status == 200:
+            place += 1
+        else:
+            await asyncio.sleep(min(PAUSE_S, max(0.0, until - time.perf_counter())))
     return found
 
 
 async def load(server: Server, contents: Sequence[bytes], n_clients: int, seconds: float) -> list[Reply]:
-    """Have clients send clips for some time; what is under way then is waited for."""
-    until = time.perf_counter() + seconds
-    every = await asyncio.gather(*(send(server, contents, first, until) for first in range(n_clients)))
-    return [reply for one in every for reply in one]
+    """Have many clients :func:`send` at once."""
+    async with connect(server) as client:
+        sending = [send(client, server.name, contents, first, seconds) for first in range(n_clients)]
+        return [reply for one in await asyncio.gather(*sending) for reply in one]
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, Any]:

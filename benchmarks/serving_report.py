@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from decoding_report import NONE, table
+from canvas_asr.card_sections import NONE, table
 
 Record = dict[str, Any]
+PATIENCE_S = (5, 15, 60)
 AIMS = {"refusal_ms": 100.0, "health_ms": 50.0, "overhead_ms": 10.0, "batching": 1.5, "beside": 3.0}
 
 
@@ -119,6 +120,7 @@ def markdown(content: Record) -> str:
         "Live transcription, from the end of speech to the final text: [live.md](live.md).",
         "",
         *_cells(content),
+        *_queue(content),
         *_overhead(content),
         *_batching(content),
         *_beside(content),
@@ -130,14 +132,14 @@ def _cells(content: Record) -> list[str]:
     rows = [
         [
             f"{cell['audio_s']:g} s",
-            cell["clients"],
-            cell["latency"]["n"],
+            str(cell["clients"]),
+            str(cell["latency"]["n"]),
             _ms(cell["latency"]["p50_ms"]),
             _ms(cell["latency"]["p95_ms"]),
             f"{cell['requests_per_s']:.1f}",
             f"{cell['audio_s_per_s']:.1f}",
             *_fullness(cell),
-            cell["refusal"]["n"],
+            str(cell["refusal"]["n"]),
             _ms(cell["refusal"]["p95_ms"]),
             _ms(cell["health"]["p95_ms"]),
             _ms(cell["health"]["max_ms"]),
@@ -158,6 +160,29 @@ def _cells(content: Record) -> list[str]:
     ]
 
 
+def _queue(content: Record) -> list[str]:
+    plan = content["plan"]
+    batch, holds = plan["max_batch"], plan["max_batch"] + plan["max_queue"]
+    most = max(plan["clients"])
+    rows = []
+    for cell in (cell for cell in content["cells"] if cell["clients"] == most):
+        rate = cell["requests_per_s"]
+        queues = (max(0, int(patience_s * rate) - batch) for patience_s in PATIENCE_S)
+        waits = f"{min(holds, most) / rate:.1f} s"
+        rows.append([f"{cell['audio_s']:g} s", f"{rate:.2f}", waits, *map(str, queues)])
+    header = ["Clip", "Requests/s", "Longest wait now", *(f"`--max-queue` for {s} s" for s in PATIENCE_S)]
+    return [
+        "## How long a queue may be",
+        "",
+        "The longest wait is what the server holds by the requests it does in a second, here with "
+        f"`--max-batch {batch} --max-queue {holds - batch}` and {most} clients; `--max-queue` is patience "
+        "times requests a second, less `--max-batch`.",
+        "",
+        *table(header, rows, 1),
+        "",
+    ]
+
+
 def _fullness(cell: Record) -> tuple[str, str]:
     if cell["full_passes_share"] is None:
         return NONE, NONE
@@ -168,7 +193,7 @@ def _overhead(content: Record) -> list[str]:
     rows = [
         [
             f"{pairs['audio_s']:g} s",
-            pairs["server"]["n"],
+            str(pairs["server"]["n"]),
             *(_ms(pairs[side][key]) for side in ("library", "server") for key in ("p50_ms", "p95_ms")),
             *(f"{pairs['difference'][key]:.1f}" for key in ("p50_ms", "p95_ms")),
             f"{pairs['same_texts']} of {pairs['server']['n']}",
@@ -202,7 +227,7 @@ def _batching(content: Record) -> list[str]:
     rows = [
         [
             name,
-            place,
+            str(place),
             f"{cell['audio_s_per_s']:.1f}",
             _ms(cell["latency"]["p50_ms"]),
             _ms(cell["latency"]["p95_ms"]),
@@ -223,7 +248,7 @@ def _beside(content: Record) -> list[str]:
     beside = content["beside"]
     names = {"alone": "alone", "beside": f"beside {_length(beside['upload_s'])}"}
     rows = [
-        [name, beside[key]["n"], *(_ms(beside[key][q]) for q in ("p50_ms", "p95_ms", "max_ms"))]
+        [name, str(beside[key]["n"]), *(_ms(beside[key][q]) for q in ("p50_ms", "p95_ms", "max_ms"))]
         for key, name in names.items()
     ]
     return [
