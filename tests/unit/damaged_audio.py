@@ -12,12 +12,12 @@ SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 HEADER_BYTES = 200
 
 
-def write_originals(folder: Path, seconds: float = 0.5) -> list[Path]:
-    """Write two files of each format: noise, mono and stereo."""
+def write_originals(folder: Path, seconds: float = 0.5, channels: tuple[int, ...] = (1, 2)) -> list[Path]:
+    """Write noise in each format, mono and stereo."""
     paths = []
     for suffix in SUFFIXES:
         rate_hz = ENCODERS.get(suffix, ("", 44_100))[1]
-        for n_channels in (1, 2):
+        for n_channels in channels:
             noise = np.random.default_rng(n_channels).normal(0, 0.1, (round(rate_hz * seconds), n_channels))
             path = folder / f"original{n_channels}{suffix}"
             paths.append(write_audio(path, noise.astype(np.float32), rate_hz))
