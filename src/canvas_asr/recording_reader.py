@@ -100,9 +100,13 @@ class RecordingReader:
                 raise AudioError(f"item {place} of the list: {error}") from error
         return recordings
 
-    def open_or_fail(self, place: int, path: str | os.PathLike[str]) -> Recording:
-        """Open a file; a recording with an error if that fails."""
+    def open_or_fail(
+        self, place: int, path: str | os.PathLike[str], refusal: AudioError | None = None
+    ) -> Recording:
+        """Open a file; a recording with an error if that fails, or if it is refused for another reason."""
         try:
+            if refusal is not None:
+                raise refusal
             return self.open(place, path)
         except AudioError as error:
             return Recording.failed(place, os.fsdecode(path), error)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from .audio import SAMPLE_RATE_HZ, AudioSource, load_audio
-from .errors import DataError, OptionError
+from .errors import AudioError, DataError, OptionError
 from .result import Segment, Transcript, Word
 
 if TYPE_CHECKING:
@@ -239,9 +239,17 @@ class Speakers:
             raise OptionError(f"diarize is {diarize!r}; give a callable, an RTTM file or a folder of them.")
 
     @classmethod
-    def of(cls, diarize: Speakers | Diarize | str | os.PathLike[str] | None, *, by_name: bool) -> Speakers:
-        """Give what is one already, or make one."""
-        return diarize if isinstance(diarize, Speakers) else cls(diarize, by_name=by_name)
+    def of(cls, diarize: SpeakerSource, sources: Sequence[AudioSource] | None) -> Speakers:
+        """Give what is one already, or make one, for sources that it has to know; None: files by their names.
+
+        Raises:
+            DataError: See :meth:`check`.
+        """
+        by_name = sources is None or len(sources) > 1
+        speakers = diarize if isinstance(diarize, Speakers) else cls(diarize, by_name=by_name)
+        for source in sources or ():
+            speakers.check(source)
+        return speakers
 
     def check(self, source: AudioSource) -> None:
         """See that RTTM files tell of a recording; a callable is not asked.
@@ -251,6 +259,23 @@ class Speakers:
         """
         if self._where:
             self._listed(source)
+
+    def refusal(self, path: str | os.PathLike[str]) -> AudioError | None:
+        """Give what :meth:`check` raises as an error of this file, one among many."""
+        try:
+            self.check(path)
+        except DataError as error:
+            return AudioError(f"{os.fsdecode(path)}: who speaks cannot be told: {error}")
+        return None
+
+    def join_or_fail(self, result: Transcript | AudioError) -> Transcript | AudioError:
+        """Join the transcript of a file as :meth:`join` does; an error if there is or comes one."""
+        if isinstance(result, AudioError) or result.file is None:
+            return result
+        try:
+            return self.join(result, result.file)
+        except AudioError as error:
+            return error
 
     def turns(self, source: AudioSource, sample_rate_hz: int | None = None) -> list[Turn]:
         """Find the turns of a recording, by start.
@@ -296,6 +321,9 @@ class Speakers:
                 raise DataError(f"{where}: no {path.name} is in this folder.")
             where, recordings, by_name = str(path), _read_recordings(str(path)), False
         return _choose(recordings, own if by_name or own in recordings else None, where)
+
+
+SpeakerSource: TypeAlias = "Speakers | Diarize | str | os.PathLike[str] | None"
 
 
 def _split(segment: Segment, turns: _Overlaps) -> list[Segment]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
@@ -29,7 +30,7 @@ from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
 from .recording_reader import RecordingReader, file_name
 from .result import Segment, Transcript
-from .speakers import Diarize, Speakers
+from .speakers import Speakers, SpeakerSource
 from .transcripts import empty_transcript
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class _Keywords(_Decoding, total=False):
     batch_size: int
     sample_rate_hz: int | None
     vad: bool | None
-    diarize: Diarize | FilePath | None
+    diarize: SpeakerSource
     on_progress: OnProgress | None
     on_pass: OnPass | None
     on_canvas: OnCanvas | None
@@ -204,7 +205,7 @@ class Transcriber:
         batch_size: int = 8,
         sample_rate_hz: int | None = None,
         vad: bool | None = None,
-        diarize: Diarize | FilePath | None = None,
+        diarize: SpeakerSource = None,
         on_progress: OnProgress | None = None,
         on_pass: OnPass | None = None,
         on_canvas: OnCanvas | None = None,
@@ -231,7 +232,7 @@ class Transcriber:
             sample_rate_hz: Rate of arrays that come without one.
             vad: Whether only speech is transcribed, as voice activity detection finds it; None: where the
                 audio is longer than the model takes at once.
-            diarize: What tells who spoke when: see :class:`~canvas_asr.speakers.Speakers`.
+            diarize: Who spoke when: a callable, or RTTM: see :class:`~canvas_asr.speakers.Speakers`.
             on_progress: Called with the seconds of audio that are done and those there are in all: never
                 fewer done than before, and at the end all.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
@@ -252,11 +253,12 @@ class Transcriber:
         """
         options = DecodingOptions(language, steps, init, canvas, seed, **strategies)
         engine = self._engine(options, batch_size, Watchers(on_pass, on_canvas))
-        reader, speakers = self.reader(options, vad), Speakers(diarize)
+        items = source if isinstance(source, list) else [source]
+        reader, speakers = self.reader(options, vad), Speakers.of(diarize, items)
         if isinstance(source, list):
-            items, recordings = source, reader.open_list(source, sample_rate_hz)
+            recordings = reader.open_list(source, sample_rate_hz)
         else:
-            items, recordings = [source], [reader.open(0, source, sample_rate_hz)]
+            recordings = [reader.open(0, source, sample_rate_hz)]
         found = [empty_transcript(options)] * len(items)
         for recording in engine.run_all(recordings, on_progress):
             result, place = recording.result(options), recording.place
@@ -273,6 +275,7 @@ class Transcriber:
         *,
         batch_size: int = 8,
         vad: bool | None = None,
+        diarize: SpeakerSource = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[_Decoding],
     ) -> Iterator[Segment]:
@@ -284,20 +287,23 @@ class Transcriber:
             steps: Most denoising passes.
             batch_size: Segments that are transcribed together.
             vad: See :meth:`transcribe`.
+            diarize: See :meth:`transcribe`; a callable is asked before the first segment.
             on_progress: See :meth:`transcribe`.
             options: All others of decoding.
 
         Raises:
             AudioError: If the file cannot be read.
+            DataError: If an RTTM file cannot be used, or a callable's turns are none.
             OptionError: If an option is out of range.
         """
         chosen = DecodingOptions(language, steps, **options)
-        engine = self._engine(chosen, batch_size, NOBODY)
+        engine, speakers = self._engine(chosen, batch_size, NOBODY), Speakers.of(diarize, [path])
         recording = self.reader(chosen, vad).open(0, path)
         news = engine.run(
             [(recording, recording.audio_s)], Progress(on_progress, recording.audio_s), first_alone=True
         )
-        return (segment for recording in news for segment in recording.take_segments())
+        segments = (segment for recording in news for segment in recording.take_segments())
+        return speakers.join_segments(segments, path)
 
     def transcribe_files(
         self,
@@ -307,6 +313,7 @@ class Transcriber:
         *,
         batch_size: int = 8,
         vad: bool | None = None,
+        diarize: SpeakerSource = None,
         on_progress: OnProgress | None = None,
         **options: Unpack[_Decoding],
     ) -> Iterator[Transcript | AudioError]:
@@ -318,6 +325,7 @@ class Transcriber:
             steps: Most denoising passes.
             batch_size: Files that are transcribed together, and at most in memory.
             vad: See :meth:`transcribe`.
+            diarize: See :meth:`transcribe`.
             on_progress: See :meth:`transcribe`; of all files together.
             options: All others of decoding.
 
@@ -326,21 +334,22 @@ class Transcriber:
             wrong with the file.
 
         Raises:
+            DataError: If an RTTM file cannot be used; later, if a callable's turns are none.
             OptionError: If an option is out of range.
         """
         chosen = DecodingOptions(language, steps, **options)
         engine = self._engine(chosen, batch_size, NOBODY)
-        reader = self.reader(chosen, vad)
+        reader, speakers = self.reader(chosen, vad), Speakers.of(diarize, None)
         expected_s: list[float | None] = []
         if on_progress is not None and isinstance(paths, Sequence):
             expected_s = [header_seconds(os.fsdecode(path)) for path in paths]
         progress = Progress(on_progress, sum(seconds or 0.0 for seconds in expected_s))
         recordings = (
-            (reader.open_or_fail(place, path), expected_s[place] if expected_s else None)
-            for place, path in enumerate(paths)
+            (reader.open_or_fail(place, path, speakers.refusal(path)), seconds)
+            for place, (path, seconds) in enumerate(zip(paths, expected_s or repeat(None), strict=False))
         )
         news = engine.run(recordings, progress)
-        return (recording.result(chosen) for recording in news if recording.is_done)
+        return (speakers.join_or_fail(recording.result(chosen)) for recording in news if recording.is_done)
 
     def transcribe_arrays(
         self,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 from made_up_clips import tones
 
-from canvas_asr.errors import DataError, OptionError
+from canvas_asr.errors import AudioError, DataError, OptionError
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.result import Segment, Token, Transcript, Word
@@ -184,7 +186,7 @@ def test_several_files_have_the_turns_of_their_names_alone(tmp_path: Path) -> No
         speakers.check(tmp_path / "talk.wav")
     with pytest.raises(DataError, match="an array does not have"):
         speakers.turns((np.zeros(9, np.float32), 16_000))
-    assert Speakers.of(speakers, by_name=False) is speakers
+    assert Speakers.of(speakers, ["meeting.wav"]) is speakers
 
 
 def test_names_of_a_thousand_recordings_are_not_all_told(tmp_path: Path) -> None:
@@ -234,7 +236,61 @@ def test_transcribe_asks_for_speakers_and_refuses_a_bad_file_before_it_reads(
     clip = (tones(1.0, 0), 16_000)
     found = asr.transcribe(clip, steps=1, init="draft", diarize=lambda samples, rate: [(0.0, 1.0, "ann")])
     assert [segment.speaker for segment in found.segments] == ["ann"]
-    several = asr.transcribe([clip, clip], steps=1, init="draft", diarize=rttm(tmp_path))
-    assert [segment.speaker for one in several for segment in one.segments] == ["ann", "ann"]
+    assert asr.transcribe(clip, steps=1, init="draft", diarize=rttm(tmp_path)).segments[0].speaker == "ann"
+    with pytest.raises(DataError, match="an array does not have"):
+        asr.transcribe([clip, clip], diarize=rttm(tmp_path))
     with pytest.raises(DataError, match=r"no\.rttm: cannot be read"):
         asr.transcribe(tmp_path / "no.wav", diarize=tmp_path / "no.rttm")
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> list[Path]:
+    """Three files, two of which are in an RTTM file."""
+    lines = "".join(f"SPEAKER {name} 1 0 9 <NA> <NA> {name}-ann\n" for name in ("a", "c"))
+    rttm(tmp_path, lines)
+    paths = [tmp_path / f"{name}.wav" for name in "abc"]
+    for seed, path in enumerate(paths):
+        sf.write(path, tones(0.5, seed), 16_000)
+    return paths
+
+
+def test_files_that_nobody_told_of_fail_before_they_are_read_and_the_others_are_done(
+    model: CanvasASRModel, processor: CanvasASRProcessor, talks: list[Path], tmp_path: Path
+) -> None:
+    asr = Transcriber(model, processor)
+    turns = tmp_path / "turns.rttm"
+    first, second, third = asr.transcribe_files(talks, steps=1, init="draft", diarize=turns)
+    assert [one.segments[0].speaker for one in (first, third) if isinstance(one, Transcript)] == [
+        "a-ann",
+        "c-ann",
+    ]
+    assert isinstance(second, AudioError)
+    assert str(second).startswith(
+        f"{talks[1]}: who speaks cannot be told: {turns}: no turns of the recording"
+    )
+    with pytest.raises(DataError, match="recording 'b'"):
+        asr.transcribe(list(talks), diarize=turns)
+    with pytest.raises(DataError, match=r"none\.rttm: cannot be read"):
+        asr.transcribe_files(talks, diarize=tmp_path / "none.rttm")
+
+
+def test_a_file_that_a_callable_cannot_be_given_fails_alone(talks: list[Path]) -> None:
+    def diarize(samples: np.ndarray, rate: int) -> list[Turn]:
+        return [Turn(0.0, 1.0, "ann")]
+
+    read = transcript(Segment(0.0, 1.0, "a", "en", 1.0, (), 0.5, 1))
+    damaged = replace(read, file=str(talks[0].with_name("gone.wav")))
+    assert isinstance(Speakers(diarize).join_or_fail(damaged), AudioError)
+    whole = Speakers(diarize).join_or_fail(replace(read, file=str(talks[0])))
+    assert isinstance(whole, Transcript)
+    assert spoken(whole) == [("ann", "a")]
+
+
+def test_streamed_segments_have_speakers(
+    model: CanvasASRModel, processor: CanvasASRProcessor, talks: list[Path], tmp_path: Path
+) -> None:
+    asr = Transcriber(model, processor)
+    segments = asr.stream_file(talks[0], steps=1, init="draft", diarize=tmp_path / "turns.rttm")
+    assert [segment.speaker for segment in segments] == ["a-ann"]
+    with pytest.raises(DataError, match="turns of several recordings"):
+        asr.stream_file(talks[1], diarize=tmp_path / "turns.rttm")

@@ -50,11 +50,15 @@ class Work:
         self, transcriber: Any, paths: Iterator[str], on_progress: Callable[[float, float], None]
     ) -> Iterator[Result]:
         """Transcribe files as they come; results in the order of the files."""
-        decoding = self.decoding
-        if self.likes_words and transcriber.has_draft:
-            decoding = decoding | {"word_timestamps": True}
-        found: Iterator[Result] = transcriber.transcribe_files(paths, on_progress=on_progress, **decoding)
+        found: Iterator[Result] = transcriber.transcribe_files(
+            paths, on_progress=on_progress, **self.arguments(transcriber)
+        )
         return found
+
+    def arguments(self, transcriber: Any) -> dict[str, Any]:
+        """Those of ``decoding``, and words timed if the model can and that is liked."""
+        timed = self.likes_words and transcriber.has_draft
+        return self.decoding | ({"word_timestamps": True} if timed else {})
 
 
 @dataclass

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from canvas_asr.canvas_view import CanvasView
-from canvas_asr.errors import AudioError
+from canvas_asr.errors import AudioError, DataError
 
 from .terminal import Piece, fit, is_terminal, n_columns, printable, terminal_size, wants_colour, wrap
 
@@ -85,6 +85,8 @@ def shown_transcripts(
             is_whole = True
         except AudioError as error:
             result = error
+        except DataError as error:  # speaker turns of the other files may be there
+            result = AudioError(f"{path}: {error}")
         finally:
             show.finish(hold=is_whole)
         yield result

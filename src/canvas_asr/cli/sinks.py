@@ -45,20 +45,29 @@ class PrintedSink:
     keeps_order = True
 
     def __init__(
-        self, files: Sequence[File], progress: Progress, *, form: str = "", layout: Layout | None = None
+        self,
+        files: Sequence[File],
+        progress: Progress,
+        *,
+        form: str = "",
+        layout: Layout | None = None,
+        with_words: bool = True,
     ) -> None:
         """Begin.
 
         Args:
             files: All.
             progress: Told of each result.
-            form: ``lines``: a line a file, and one a word; ``json``: JSON on one line; or another format.
+            form: ``lines``: a line a file, and below one for each time that a speaker speaks, and one a word;
+                ``json``: JSON on one line; or another format.
             layout: Of subtitles.
+            with_words: Whether ``lines`` have words.
         """
         self._files = files
         self._progress = progress
         self._form = form
         self._layout = layout or Layout()
+        self._with_words = with_words
 
     def files(self) -> Iterator[File]:
         """See :class:`Sink`."""
@@ -79,7 +88,10 @@ class PrintedSink:
         if self._form == "json":
             return _json_line(transcript) + "\n"
         if self._form == "lines":
-            return "".join(line + "\n" for line in (text_line(transcript), *word_lines(transcript)))
+            words = word_lines(transcript) if self._with_words else []
+            return "".join(
+                f"{line}\n" for line in (text_line(transcript), *speaker_lines(transcript), *words)
+            )
         return FORMATS[self._form](transcript, self._layout)
 
     def close(self, *, is_whole: bool) -> int:
@@ -216,6 +228,16 @@ def text_line(transcript: Transcript) -> str:
     text = _shown(transcript.text) or "(no speech)"
     language = f"[{transcript.language}]  " if transcript.language else ""
     return f"{transcript.file}  {language}{text}  ({transcript.rtfx:.1f}× real time)"
+
+
+def speaker_lines(transcript: Transcript) -> list[str]:
+    """One line a segment, where speakers are known: start and end in seconds, speaker, text."""
+    if not any(segment.speaker for segment in transcript.segments):
+        return []
+    return [
+        f"{segment.start:10.2f} {segment.end:7.2f}  {_shown(segment.speaker or '?')}: {_shown(segment.text)}"
+        for segment in transcript.segments
+    ]
 
 
 def word_lines(transcript: Transcript) -> list[str]:

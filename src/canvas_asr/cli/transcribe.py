@@ -53,6 +53,11 @@ def add_parser(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="find speech first, transcribe nothing else (default: in files longer than the model takes)",
     )
+    parser.add_argument(
+        "--diarize",
+        metavar="RTTM",
+        help="who spoke when: an RTTM file, or a folder with one for every audio file, by its name",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, tokens included")
     add_show_options(parser)
     add_output_options(parser)
@@ -78,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if inputs.n_others:
         complain(f"{inputs.n_others} of the files in folders passed over: by their names they are no audio")
     places = take_shard(inputs.files, options.shard)
-    work = _work(options, plan)
+    work = _work(options, plan, len(inputs.files))
     progress = Progress([inputs.files[place].path for place in places], shown=not options.show_canvas)
     try:
         sink = _sink(options, plan, inputs, places, progress)
@@ -105,12 +110,17 @@ def _transcribe(
     return code
 
 
-def _work(options: argparse.Namespace, plan: OutputPlan) -> Work:
+def _work(options: argparse.Namespace, plan: OutputPlan, n_files: int) -> Work:
     decoding = decoding_arguments(options, watched=options.show_canvas)
     decoding |= {"batch_size": options.batch_size, "vad": options.vad}
     decoding["word_timestamps"] |= plan.needs_words
+    if options.diarize is not None:
+        from canvas_asr.speakers import Speakers
+
+        decoding["diarize"] = Speakers(options.diarize, by_name=n_files > 1)
     load = {"model": options.model, "cuda_graphs": options.cuda_graphs, **load_arguments(options)}
-    return Work(load, decoding, plan.likes_words)
+    likes_words = plan.likes_words or options.diarize is not None  # segments are split at words
+    return Work(load, decoding, likes_words)
 
 
 def _sink(
@@ -119,7 +129,13 @@ def _sink(
     if plan.folder is not None:
         return FolderSink(inputs.files, places, plan.folder, progress)
     form = plan.printed or ("json" if options.json else "lines")
-    return PrintedSink(_numbered(inputs.files, places), progress, form=form, layout=plan.layout)
+    return PrintedSink(
+        _numbered(inputs.files, places),
+        progress,
+        form=form,
+        layout=plan.layout,
+        with_words=options.word_timestamps,
+    )
 
 
 def _numbered(files: tuple[AudioInput, ...], places: list[int]) -> list[File]:
@@ -153,7 +169,8 @@ def _results(
 
     results: Iterable[Result]
     if options.show_canvas:
-        decoding = {name: value for name, value in work.decoding.items() if name != "batch_size"}
+        decoding = work.arguments(transcriber)
+        del decoding["batch_size"]  # a clip at a time
         results = shown_transcripts(transcriber, paths(), options, **decoding)
     else:
         results = work.transcribe(transcriber, paths(), lambda done, _all: progress.advance(done))
