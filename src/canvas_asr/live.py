@@ -42,6 +42,7 @@ DRAFT_SHARE = 1 / 3  # of the time that drafts may take, however slow they are
 LONGEST_DRAFT_S = 60.0  # of audio; so much without a stable text means that the model is behind
 MIN_NEW_SAMPLES = SAMPLE_RATE_HZ // 10  # since the last draft
 BEHIND_S = 1.0  # of audio that waits to be read
+MOST_WAITING_S = 30.0  # with more of it, those who feed should wait
 TICK_S = 0.1  # of waiting for audio, after which a draft may be due
 
 
@@ -78,7 +79,7 @@ OnLiveEvent: TypeAlias = Callable[[LiveEvent], None]
 
 
 class LiveAudio:
-    """Audio that arrives piece by piece, as a job reads it: see :class:`~canvas_asr.serving.jobs.SampleSource`.
+    """Audio that arrives piece by piece, as a job reads it (a ``SampleSource``).
 
     One thread feeds, and the job's reads. What was read is kept until it is in a stable text.
     """
@@ -248,7 +249,7 @@ class LiveTranscriber:
     def feed(self, samples: npt.NDArray[Any]) -> None:
         """Take the next samples, (n,), int16 or float32.
 
-        It does not wait: who is faster than speech should, while ``audio.waiting_s`` is large.
+        It does not wait: who is faster than speech should, while ``audio.waiting_s`` is above MOST_WAITING_S.
         """
         self.audio.feed(samples)
 

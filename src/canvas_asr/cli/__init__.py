@@ -1,6 +1,7 @@
-"""The command ``canvas-asr``: transcribe, plot, serve, train, synth, evaluate, convert, info, card and push.
+"""The command ``canvas-asr``: transcribe, listen, plot, serve, train, synth, evaluate, convert, info, push.
 
     canvas-asr transcribe talk.mp3 --language de --json
+    canvas-asr listen --language en
     canvas-asr plot talk.mp3 -o talk.png
     canvas-asr serve --port 8000
     canvas-asr train recipes/tiny/adapter.yaml --set training.max_steps=100
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 from canvas_asr import __version__
 
-from . import convert, evaluate, info, plot, push, serve, synth, train, transcribe
+from . import convert, evaluate, info, listen, plot, push, serve, synth, train, transcribe
 from .messages import PROGRAM, exit_code
 
 
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     transcribe.add_parser(commands)
+    listen.add_parser(commands)
     plot.add_parser(commands)
     serve.add_parser(commands)
     train.add_parser(commands)

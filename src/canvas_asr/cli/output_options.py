@@ -15,7 +15,7 @@ from canvas_asr.subtitles import Layout
 STDOUT = "-"
 ALL = "all"
 _LAID_OUT = ("srt", "vtt")
-_TIMED = (*_LAID_OUT, "tsv")  # made of cues, which are made of words that have times
+TIMED = (*_LAID_OUT, "tsv")  # made of cues, which are made of words that have times
 
 
 def formats(text: str) -> tuple[str, ...]:
@@ -109,13 +109,13 @@ def output_plan(options: argparse.Namespace, n_files: int) -> OutputPlan:
         names = ("txt",) if where == STDOUT else tuple(FORMATS) if to_files else ()
     if layout != Layout() and not set(_LAID_OUT) & set(names):
         raise OptionError("--max-line-width is for subtitles; give --output-format srt or vtt too.")
-    needs_words, likes_words = layout.max_line_count is not None, bool(set(_TIMED) & set(names))
+    needs_words, likes_words = layout.max_line_count is not None, bool(set(TIMED) & set(names))
     if to_files:
         folder = OutputFolder(Path(where or "."), names, layout, options.overwrite, options.resume)
         return OutputPlan(folder, None, layout, needs_words, likes_words)
     if len(names) > 1:
         raise OptionError(f"--output-dir {STDOUT} prints one format; choose one with --output-format.")
-    if names and names[0] in _TIMED and n_files > 1:
+    if names and names[0] in TIMED and n_files > 1:
         raise OptionError(
             f"--output-dir {STDOUT} prints the {names[0]} of one file, not of {n_files}; give a folder."
         )

@@ -219,13 +219,14 @@ def _json_line(transcript: Transcript) -> str:
     return json.dumps(transcript.to_dict(), ensure_ascii=not is_utf8)
 
 
-def _shown(text: str) -> str:
+def shown_text(text: str) -> str:
+    """Give a text as one line, without what a terminal would obey rather than show."""
     return " ".join("".join(c if c.isprintable() or c in _JOINERS else " " for c in text).split())
 
 
 def text_line(transcript: Transcript) -> str:
-    """One line, without what a terminal would obey rather than show."""
-    text = _shown(transcript.text) or "(no speech)"
+    """Give the line of a file."""
+    text = shown_text(transcript.text) or "(no speech)"
     language = f"[{transcript.language}]  " if transcript.language else ""
     return f"{transcript.file}  {language}{text}  ({transcript.rtfx:.1f}× real time)"
 
@@ -234,15 +235,13 @@ def speaker_lines(transcript: Transcript) -> list[str]:
     """One line a segment, where speakers are known: start and end in seconds, speaker, text."""
     if not any(segment.speaker for segment in transcript.segments):
         return []
-    return [
-        f"{segment.start:10.2f} {segment.end:7.2f}  {_shown(segment.speaker or '?')}: {_shown(segment.text)}"
-        for segment in transcript.segments
-    ]
+    rows = ((one, shown_text(one.speaker or "?"), shown_text(one.text)) for one in transcript.segments)
+    return [f"{one.start:10.2f} {one.end:7.2f}  {speaker}: {text}" for one, speaker, text in rows]
 
 
 def word_lines(transcript: Transcript) -> list[str]:
     """One line a word, where words were asked for: start and end in seconds, confidence, text."""
     return [
-        f"{word.start:10.2f} {word.end:7.2f}  {100 * word.confidence:3.0f} %  {_shown(word.text)}"
+        f"{word.start:10.2f} {word.end:7.2f}  {100 * word.confidence:3.0f} %  {shown_text(word.text)}"
         for word in transcript.words or ()
     ]
