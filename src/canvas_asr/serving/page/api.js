@@ -23,10 +23,12 @@ export async function readModel(key) {
  *
  * Leaving the loop or aborting `signal` closes the connection, which ends the work on the server.
  */
-export async function* transcribe(file, { name, model, language, key, signal }) {
+export async function* transcribe(file, { name, model, language, init, steps, key, signal }) {
   const form = new FormData();
   form.append("model", model);
   if (language) form.append("language", language);
+  form.append("init", init);
+  form.append("steps", steps);
   form.append("stream", "true");
   form.append("canvas", "true");
   form.append("file", file, name);

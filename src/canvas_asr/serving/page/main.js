@@ -27,10 +27,11 @@ async function run(file, name) {
   const mine = { file, name, controller: new AbortController(), transcript: null };
   job = mine;
   prepare(mine);
+  const [init, steps] = at("start").value.split(" ");
+  const wish = { name, language: at("language").value, init, steps };
   try {
     await knowModel();
-    const wish = { name, model, language: at("language").value, key, signal: mine.controller.signal };
-    for await (const event of transcribe(file, wish)) if (job === mine) take(event);
+    for await (const event of transcribe(file, { ...wish, model, key, signal: mine.controller.signal })) if (job === mine) take(event);
     await canvas.settled();
     if (job === mine) finish(mine);
   } catch (error) {

@@ -1,0 +1,381 @@
+"""The page in headless Chromium, before a server with the embedded model: what a newcomer sees and does.
+
+Where Chromium or playwright is missing, these tests are skipped: Debian has the one as ``chromium``, and the
+other is a part of the extra [dev]. Answers that a server rarely gives are made up for the browser.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from small_models import TINY
+
+import canvas_asr
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
+uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install -e '.[dev]'")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+RATE_HZ = 16_000
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+AS_THE_PAGE: dict[str, Any] = {"init": "noise", "steps": 8, "word_timestamps": True}
+DONE = "#outcome:visible"
+WAIT_MS = 20_000
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing (Debian: apt-get install chromium)"),
+    pytest.mark.skipif(
+        not (TINY / "model.safetensors").is_file(), reason="the embedded model has no weights yet"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def transcriber() -> canvas_asr.Transcriber:
+    return canvas_asr.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def address(transcriber: canvas_asr.Transcriber) -> Iterator[str]:
+    from canvas_asr.serving.app import create_app
+    from canvas_asr.serving.settings import ServerSettings
+
+    app = create_app(transcriber, ServerSettings(max_audio_s=600.0))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What Chromium's microphone hears: one clip, then silence."""
+    samples, rate_hz = soundfile.read(EXAMPLES / "de.flac")
+    path = tmp_path_factory.mktemp("microphone") / "de.wav"
+    soundfile.write(path, np.concatenate([samples, np.zeros(rate_hz)]), rate_hz, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium(spoken: Path) -> Iterator[Any]:
+    arguments = [
+        "--no-sandbox",  # tests may run as root
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={spoken}%noloop",
+    ]
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Opens the page; what it must never do, in any test, is looked for at the end."""
+    contexts, wrong = [], []
+
+    def note(message: Any) -> None:
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            wrong.append(message.text)
+
+    def open_(**options: Any) -> Any:
+        context = chromium.new_context(accept_downloads=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("console", note)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: wrong.append(request.url) if is_elsewhere(request.url) else None)
+        page.goto(address)
+        return page
+
+    def is_elsewhere(url: str) -> bool:
+        return not url.startswith((f"{address}/", "blob:", "data:"))
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def choose(page: Any, file: Path | dict[str, Any]) -> None:
+    page.set_input_files("#file", file)
+
+
+def words_of(page: Any) -> list[str]:
+    return [str(text) for text in page.locator(".word").all_inner_texts()]
+
+
+def long_file(folder: Path) -> Path:
+    clips = [soundfile.read(EXAMPLES / f"{code}.flac") for code in ("en", "de", "fr", "es")]
+    pause = np.zeros(clips[0][1])
+    path = folder / "long.flac"
+    soundfile.write(
+        path, np.concatenate([part for clip, _ in clips * 4 for part in (clip, pause)]), clips[0][1]
+    )
+    return path
+
+
+def answer_with(page: Any, *events: dict[str, Any]) -> None:
+    """Have transcriptions answered by these events."""
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    page.route(
+        "**/v1/audio/transcriptions", lambda route: route.fulfill(content_type="text/event-stream", body=body)
+    )
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """A segment and its transcript: those fields that the page reads."""
+    words = [
+        {"text": word, "start": 0.5 * i, "end": 0.5 * i + 0.4, "confidence": 0.9}
+        for i, word in enumerate(text.split())
+    ]
+    said = {"text": text, "language": "en", "language_confidence": 1.0, "confidence": 0.9, "words": words}
+    segment = {"start": 0.0, "end": 0.5 * len(words), **said}
+    rest = {"passes": 8, "audio_s": 2.0, "rtfx": 20.0, "truncated": False, "gaps": []}
+    whole = {"type": "canvas.transcript", **said, **rest, "segments": [segment]}
+    return [{"type": "canvas.segment", **segment}, whole]
+
+
+def test_uploaded_file_is_denoised_and_its_words_are_heard(
+    open_page: Callable[..., Any], transcriber: canvas_asr.Transcriber, tmp_path: Path
+) -> None:
+    page = open_page()
+    page.evaluate(
+        """() => {
+            window.shown = new Set();
+            const look = () => window.shown.add(document.querySelector(".tokens")?.textContent ?? "");
+            new MutationObserver(look).observe(
+                document.getElementById("canvas"), { subtree: true, childList: true, attributes: true });
+        }"""
+    )
+    choose(page, EXAMPLES / "de.flac")
+    page.wait_for_selector(DONE)
+    expected = transcriber.transcribe(EXAMPLES / "de.flac", **AS_THE_PAGE)
+    assert page.locator("#canvas .words").inner_text() == expected.text
+    assert words_of(page) == [word.text for word in expected.words or ()]
+    assert page.evaluate("shown.size") > 4  # its start, and passes that differ
+    assert page.locator("#status").inner_text().startswith("Done.")
+    facts = page.locator("#facts").inner_text()
+    assert all(told in facts for told in ("German", str(expected.passes), "× real time"))
+
+    place = 2
+    page.locator(".word").nth(place).click()
+    page.wait_for_selector(".word.playing")
+    begun = page.evaluate("document.getElementById('audio').currentTime")
+    assert begun >= (expected.words or ())[place].start - 0.01
+
+    for kind in ("txt", "srt", "vtt", "json"):
+        with page.expect_download() as download:
+            page.click(f"[data-format={kind}]")
+        assert download.value.suggested_filename == f"de.{kind}"
+        text = Path(download.value.path()).read_text(encoding="utf-8")
+        if kind == "json":
+            assert json.loads(text)["words"] == [word.to_dict() for word in expected.words or ()]
+        else:
+            assert text == getattr(expected, f"to_{kind}")()
+
+
+def test_passes_are_watched_again(open_page: Callable[..., Any]) -> None:
+    page = open_page(reduced_motion="reduce")
+    choose(page, EXAMPLES / "es.flac")
+    page.wait_for_selector(DONE)
+    text = page.locator("#canvas .words").inner_text()
+    page.locator("#pass").fill("0")
+    start = page.locator("#canvas .tokens:visible").inner_text()
+    assert start not in ("", text)
+    assert page.locator("#pass-name").inner_text() == "start"
+    page.locator("#pass").press("End")
+    assert page.locator("#canvas .words").inner_text() == text
+    assert page.locator("#canvas .tokens:visible").count() == 0
+
+
+def test_recording(open_page: Callable[..., Any]) -> None:
+    page = open_page(permissions=["microphone"])
+    page.click("#record")
+    page.wait_for_timeout(3000)
+    page.click("#stop")
+    page.wait_for_selector(DONE)
+    assert words_of(page)
+    assert page.locator("#name").inner_text().startswith("recording ")
+    length = page.evaluate("document.getElementById('audio').duration")
+    assert 2.5 < length < 10
+    page.click("#record")
+    page.click("#discard")
+    assert page.locator("#record").is_visible()
+
+
+def test_text_file_called_wav_is_one_error(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    choose(page, {"name": "notes.wav", "mimeType": "audio/wav", "buffer": b"these are words " * 100})
+    page.wait_for_selector("#error:visible")
+    message = page.locator("#error").inner_text()
+    assert message.startswith("notes.wav: ")
+    assert "decode" in message
+    assert not page.locator("#work").is_visible()
+    choose(page, EXAMPLES / "zh.flac")
+    page.wait_for_selector(DONE)
+    assert not page.locator("#error").is_visible()
+
+
+def test_long_file_comes_in_segments(
+    open_page: Callable[..., Any], transcriber: canvas_asr.Transcriber, tmp_path: Path
+) -> None:
+    path = long_file(tmp_path)
+    page = open_page()
+    choose(page, path)
+    page.wait_for_selector("#progress[aria-valuetext$=' of 0:57']")
+    assert page.locator("#cancel").is_visible()
+    page.wait_for_selector(DONE)
+    expected = transcriber.transcribe(path, **AS_THE_PAGE)
+    assert len(expected.segments) > 1
+    assert page.locator("#canvas .words").all_inner_texts() == [s.text for s in expected.segments if s.text]
+    with page.expect_download() as download:
+        page.click("[data-format=srt]")
+    assert Path(download.value.path()).read_text(encoding="utf-8") == expected.to_srt()
+
+
+def test_cancelled_work_ends_on_the_server(
+    open_page: Callable[..., Any], address: str, tmp_path: Path
+) -> None:
+    page = open_page()
+    choose(page, long_file(tmp_path))
+    page.wait_for_selector(".token")
+    page.click("#cancel")
+    assert page.locator("#status").inner_text() == "Cancelled."
+    assert page.evaluate("document.activeElement.id") == "name"
+    choose(page, EXAMPLES / "en.flac")
+    page.wait_for_selector(DONE)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_has_no_horizontal_scroll_and_enough_contrast(
+    open_page: Callable[..., Any], scheme: str
+) -> None:
+    page = open_page(color_scheme=scheme, reduced_motion="reduce", **PHONE)
+    answer_with(page, *events_of("Donaudampfschifffahrtsgesellschaftskapitänsmütze and more " * 6))
+    choose(page, EXAMPLES / "de.flac")
+    page.wait_for_selector(DONE)
+    page.check("#times")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["viewport"]["width"]
+    pale = page.evaluate(CONTRASTS)
+    assert {name: ratio for name, ratio in pale.items() if ratio < 4.5} == {}
+
+
+def test_keyboard_alone(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    tab_to(page, "#file")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(EXAMPLES / "fr.flac")
+    page.wait_for_selector(DONE)
+    tab_to(page, ".word")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.index") == "2"
+    assert page.locator("#readout").inner_text().startswith(words_of(page)[2])
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".word.playing")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.getElementById('audio').paused")
+    tab_to(page, "[data-format=vtt]")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+
+
+def tab_to(page: Any, selector: str) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"the Tab key never comes to {selector}")
+
+
+def test_transcript_is_text_whatever_it_says(open_page: Callable[..., Any]) -> None:
+    said = "<script>document.title='owned'</script> <img src=x onerror=alert(1)> & <b>bold</b>"
+    page = open_page()
+    answer_with(page, *events_of(said))
+    choose(page, {"name": f"{said}.wav".replace("/", ""), "mimeType": "audio/wav", "buffer": b"RIFF"})
+    page.wait_for_selector(DONE)
+    assert page.locator("#canvas .words").inner_text() == said
+    assert page.title() == "canvas-asr"
+    assert page.locator("main script, main img, main b b, #canvas b").count() == 0
+
+
+def test_what_fails_on_the_way_leaves_what_was_written(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    segment, _ = events_of("So far so good.")
+    error = {"error": {"message": "The audio is damaged.", "type": "server_error"}}
+    answer_with(page, segment, error)
+    choose(page, EXAMPLES / "en.flac")
+    page.wait_for_selector("#error:visible")
+    assert page.locator("#error-text").inner_text() == "en.flac: The audio is damaged."
+    assert page.locator("#canvas .words").inner_text() == "So far so good."
+    page.unroute("**/v1/audio/transcriptions")
+    page.click("#retry")
+    page.wait_for_selector(DONE)
+
+
+def test_key_is_asked_for_where_there_is_one(open_page: Callable[..., Any]) -> None:
+    def guard(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            return route.continue_()
+        body = {"error": {"message": "The API key is not valid.", "type": "invalid_request_error"}}
+        return route.fulfill(status=401, json=body)
+
+    page = open_page()
+    assert not page.locator("#key-form").is_visible()
+    page.route("**/v1/**", guard)
+    page.reload()
+    for key in ("wrong", "right"):
+        page.wait_for_selector("#key-form:visible")
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+        if key == "wrong":
+            page.wait_for_selector("#error:visible")
+    page.wait_for_selector("#key-form", state="hidden")
+    choose(page, EXAMPLES / "en.flac")
+    page.wait_for_selector(DONE)
+
+
+# Ratio of every text's colour to what lies behind it, by WCAG 2; the least of those that look alike.
+CONTRASTS = """() => {
+  const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+  const mix = (colours) => {
+    pen.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
+    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb
+    .map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ratios = {};
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue;
+    const behind = [];
+    for (let e = element; e; e = e.parentElement) behind.unshift(getComputedStyle(e).backgroundColor);
+    const [a, b] = [light(mix(behind)), light(mix([...behind, getComputedStyle(element).color]))];
+    const name = `${element.tagName} ${element.className}`;
+    ratios[name] = Math.min(ratios[name] ?? 99, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return ratios;
+}"""
