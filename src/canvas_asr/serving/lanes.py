@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ..recordings import Piece
 
 STEP_S = 0.5  # that a step of short jobs may take, as far as that can be foreseen
-BULK_STEP_S = 0.1  # likewise of bulk jobs
+BULK_STEP_S = 0.1  # likewise of bulk jobs, or as long as a short one takes alone
+SHORT_S = 5.0  # of audio in a short job
 BULK_SHARE = 8  # of the batch's rows, bulk jobs hold one in so many while there are short ones
 BULK_PASSES = 4  # passes between two pieces of bulk jobs, while there are short ones
 KEPT_PACE = 0.7  # weight of what was known of the pace before
@@ -155,9 +156,13 @@ class Lanes:
         if has_short:
             return max(1, self._max_batch // BULK_SHARE)
         n_rows = self._max_batch
-        while n_rows > 1 and not self._passing.fits(n_rows, BULK_STEP_S):
+        while n_rows > 1 and not self._passing.fits(n_rows, self._bulk_step_s()):
             n_rows -= 1
         return n_rows
+
+    def _bulk_step_s(self) -> float:
+        """Seconds that a step of bulk jobs may take: no longer than a short one has to take anyway."""
+        return max(BULK_STEP_S, SHORT_S * self._encoding.unit_s + self._passing.unit_s)
 
     def _balance(self, has_short: bool) -> None:
         """Set rows of bulk jobs aside, or let them go on."""
@@ -191,10 +196,10 @@ class Lanes:
         if not bulk or n_free <= 0 or (has_short and self._bulk_wait > 0):
             return []
         self._bulk_wait = BULK_PASSES
-        return self._take(sorted(bulk, key=lambda task: task.last_turn), n_free, BULK_STEP_S)
+        return self._take(sorted(bulk, key=lambda task: task.last_turn), n_free, self._bulk_step_s())
 
     def _take(self, tasks: Sequence[Task], n_most: int, seconds: float) -> list[tuple[Task, Piece]]:
-        """Take pieces of the first job's lane, one a job in turn, as many as some seconds are likely to do."""
+        """Take pieces of the first job's lane, one a job in turn, as many as fit some seconds."""
         key = shared_options(tasks[0].options)
         in_turn = [task for task in tasks if shared_options(task.options) == key]
         taken: list[tuple[Task, Piece]] = []
