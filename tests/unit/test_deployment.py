@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from canvas_asr import cli
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+PAGE = (ROOT / "docs/deployment.md").read_text("utf-8") if DEPLOY.is_dir() else ""
 IMAGES = ("Dockerfile", "Dockerfile.cuda")
 
 pytestmark = pytest.mark.skipif(not DEPLOY.is_dir(), reason="deploy/ is not in the source distribution")
@@ -202,3 +204,34 @@ def test_systemd_knows_every_setting_of_the_unit(tmp_path: Path) -> None:
     path.write_text(text.replace("/opt/canvas-asr/bin/canvas-asr", sys.executable))
     run = subprocess.run([program, "verify", path], capture_output=True, encoding="utf-8", check=False)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_every_metric_that_the_page_names_is_told() -> None:
+    pytest.importorskip(
+        "fastapi", reason="the server's packages are not installed: pip install -e '.[serve]'"
+    )
+    from canvas_asr.serving.metrics import RequestMetrics, SchedulerCollector
+    from canvas_asr.serving.scheduler import SchedulerStats
+    from canvas_asr.serving.uploads import DecoderStats
+
+    state = SimpleNamespace(
+        scheduler=SimpleNamespace(stats=SchedulerStats()), decoders=SimpleNamespace(stats=DecoderStats())
+    )
+    families = [*RequestMetrics().registry.collect(), *SchedulerCollector(state).collect()]  # type: ignore[arg-type]
+    endings = {"counter": ("_total",), "histogram": ("", "_bucket"), "gauge": ("",)}
+    told = {family.name + ending for family in families for ending in endings[family.type]}
+    named = set(re.findall(r"canvas_asr_[a-z_]+", PAGE)) - {"canvas_asr_connect"}
+    assert len(named) > 10
+    assert named <= told
+
+
+def test_every_option_that_the_page_names_exists(options: set[str]) -> None:
+    # In sentences and comments they are of `canvas-asr serve`; those of other programs stand in commands.
+    named = set(re.findall(r"(?:`|as |than )(--[a-z][a-z-]+)", PAGE)) - {"--tmpfs"}
+    assert {"--max-upload-mib", "--request-timeout-s", "--drain-s"} <= named <= options
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    links = [target for target in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in target]
+    assert links
+    assert [target for target in links if not (ROOT / "docs" / target).exists()] == []
