@@ -225,7 +225,10 @@ def test_bad_requests_are_exceptions_of_openais_client(client: openai.OpenAI) ->
     with pytest.raises(openai.NotFoundError) as unknown:
         client.models.retrieve("owner/other")
     assert unknown.value.code == "model_not_found"
-    with pytest.warns(DeprecationWarning), pytest.raises(openai.NotFoundError) as translation:
+    with (
+        pytest.warns(DeprecationWarning, match="deprecated"),
+        pytest.raises(openai.NotFoundError) as translation,
+    ):
         client.audio.translations.create(model="small", file=AUDIO)
     assert translation.value.code == "not_offered"
     assert "Translation" in str(translation.value)

@@ -155,7 +155,8 @@ def no_such_model(names: Sequence[str]) -> RequestError:
 
 def _language(values: dict[str, Any], known: Sequence[str]) -> str | None:
     """Find the one language that is meant; None: any."""
-    given, possible = values.get("language"), list(dict.fromkeys(values.get("languages", [])))
+    given: str | None = values.get("language")
+    possible: list[str] = list(dict.fromkeys(values.get("languages", [])))
     for name, codes in (("language", [given] if given else []), ("languages", possible)):
         for code in codes:
             if (known and code not in known) or not re.fullmatch("[a-z]{2,3}", code):
