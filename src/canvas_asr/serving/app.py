@@ -86,8 +86,8 @@ def _set_state(app: FastAPI, transcriber: Transcriber, settings: ServerSettings)
     state.served = Served(settings.served_names, transcriber.languages, transcriber.has_draft, defaults)
     state.started_at = int(time.time())
     state.is_draining = False
-    state.admission = Admission(settings.max_batch + settings.max_queue)
     state.scheduler = Scheduler(transcriber, max_batch=settings.max_batch, max_queue=settings.max_queue)
+    state.admission = Admission(settings.max_batch + settings.max_queue, state.scheduler.retry_after_s)
     state.decoders = DecoderPool(settings.decode_workers, max_memory_bytes=settings.decode_memory_bytes)
     # One thread for every decoder: requests wait here for a free one.
     state.starters = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="canvas-asr-upload")

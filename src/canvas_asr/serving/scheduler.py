@@ -133,6 +133,14 @@ class Scheduler:
                 audio_s=self._audio_s + sum(task.done_s for task in self._tasks),
             )
 
+    def retry_after_s(self) -> int:
+        """In how many seconds a quarter of the jobs are likely to be done."""
+        with self._changed:
+            if len(self._ended) < 2:
+                return 1
+            interval_s = (time.monotonic() - self._ended[0]) / len(self._ended)
+            return min(MOST_RETRY_S, max(1, math.ceil(interval_s * len(self._tasks) / 4)))
+
     def submit(
         self,
         source: SampleSource | Samples,
@@ -163,7 +171,7 @@ class Scheduler:
         options = self._open(options).options
         with self._changed:
             if self._is_closed or len(self._tasks) >= self._n_places:
-                raise Busy(self._retry_after_s())
+                raise Busy(self.retry_after_s())
             self._n_submitted += 1
             job = Job(self._n_submitted, self._wake)
             task = Task(
@@ -210,13 +218,6 @@ class Scheduler:
         """
         with self._opening:
             return PieceBatch(self._transcriber.decoder, options)
-
-    def _retry_after_s(self) -> int:
-        """In how many seconds a quarter of the jobs are likely to be done."""
-        if len(self._ended) < 2:
-            return 1
-        interval_s = (time.monotonic() - self._ended[0]) / len(self._ended)
-        return min(MOST_RETRY_S, max(1, math.ceil(interval_s * len(self._tasks) / 4)))
 
     def _wake(self) -> None:
         with self._changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn
@@ -33,15 +34,21 @@ class Admission:
     The scheduler refuses jobs, but a job is made once its audio is decoded: a crowd is to be told at once.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Let so many in at a time."""
+    def __init__(self, capacity: int, retry_after_s: Callable[[], int]) -> None:
+        """Let in a number of requests.
+
+        Args:
+            capacity: How many at a time.
+            retry_after_s: Tells the seconds after which a place may be free.
+        """
         self._capacity = capacity
+        self._retry_after_s = retry_after_s
         self._n_admitted = 0
 
     def check(self) -> None:
         """Raise RequestError if nobody is let in now."""
         if self._n_admitted >= self._capacity:
-            raise full(RETRY_S)
+            raise full(self._retry_after_s())
 
     def enter(self) -> None:
         """Let one in, or raise RequestError."""
