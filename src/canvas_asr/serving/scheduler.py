@@ -228,7 +228,7 @@ class Scheduler:
         """Take turns until the end."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._has_news or self._has_work)
+                self._changed.wait_for(lambda: self._has_news or self._has_work or self._is_stopped)
                 self._has_news = False
                 if self._is_stopped and not self._tasks:
                     return
