@@ -58,20 +58,20 @@ class PageFile:
 def page_files() -> dict[str, PageFile]:
     """Read the files of the page, by name; names come from here and never from a request."""
     files = {}
-    for path in FOLDER.iterdir():
+    for path in sorted(FOLDER.iterdir()):
         if path.suffix in MEDIA_TYPES:
             body = path.read_bytes()
             files[path.name] = PageFile(body, MEDIA_TYPES[path.suffix], f'"{sha256(body).hexdigest()[:16]}"')
     return files
 
 
-@router.get("/")
+@router.api_route("/", methods=["GET", "HEAD"])
 def index(request: Request) -> Response:
     """Answer the page itself."""
     return _answer(page_files()[INDEX], request)
 
 
-@router.get("/page/{name}")
+@router.api_route("/page/{name}", methods=["GET", "HEAD"])
 def part(name: str, request: Request) -> Response:
     """Answer what the page is made of."""
     file = page_files().get(name)

@@ -200,6 +200,8 @@ async function greet() {
 
 // -- A file ------------------------------------------------------------------------------------------------
 
+at("choose").addEventListener("click", () => at("file").click());
+
 at("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
   if (file) run(file, file.name);
