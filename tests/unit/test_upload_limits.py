@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from canvas_asr.serving import limits
 from canvas_asr.serving.limits import UploadLimits
 
 MAX_BYTES = 1000
@@ -162,6 +163,30 @@ def test_an_answer_that_is_on_its_way_is_not_answered_twice() -> None:
     client = Client(parts(*[300] * 10), {}).request(UploadLimits(hasty, MAX_BYTES, 5.0))
     assert client.status == 202
     assert client.n_read == 4
+
+
+@pytest.mark.parametrize("rest", [parts(10, 10), parts(*[300] * 1000), parts(10, ends=False)])
+def test_an_answer_to_half_a_body_closes_the_connection_soon(
+    rest: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LINGER_S", 0.2)
+
+    async def refuse(request: Request) -> Response:
+        return Response("no key", status_code=401)
+
+    client = Client(rest, {"transfer-encoding": "chunked"}).request(limited(refuse))
+    assert client.status == 401
+    assert (b"connection", b"close") in client.sent[0]["headers"]
+    assert client.sent[1]["body"] == b"no key"  # before the rest is waited for
+    assert not client.sent[-1].get("more_body")
+    assert client.n_read <= 4
+
+
+def test_an_answer_to_no_body_or_a_whole_one_keeps_the_connection() -> None:
+    for messages, headers in ((parts(0), {}), (parts(10), {"content-length": "10"})):
+        client = Client(messages, headers).request(limited())
+        assert client.status == 200
+        assert b"connection" not in dict(client.sent[0]["headers"])
 
 
 def test_errors_of_the_application_are_its_own() -> None:

@@ -70,9 +70,9 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
     for module in (transcriptions, models, metrics, live, page):
         app.include_router(module.router)
     add_error_handlers(app)
-    # From the inside out: a key is asked for before a body is read.
-    app.add_middleware(UploadLimits, max_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
+    # From the inside out: a key is asked for before a body is read, and what is not read is limited as well.
     app.add_middleware(KeyGuard, keys=settings.api_keys)
+    app.add_middleware(UploadLimits, max_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
     app.add_middleware(Observer, counts=app.state.metrics)
     return app
 

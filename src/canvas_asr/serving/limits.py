@@ -6,11 +6,12 @@ import asyncio
 import time
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import error_response
 
+LINGER_S = 2.0  # in which the rest of a body may come, for clients read no answer before they have sent all
 _MIB = 1 << 20
 _COMPRESS = "compress the audio, to FLAC or Opus say"
 
@@ -19,6 +20,8 @@ class UploadLimits:
     """Middleware that refuses bodies that are too large (413) or too slow (408), without reading them on.
 
     The application sees a client that left. What it sends from then on is dropped, and so is what it raises.
+    Where an application answers without having read all of a body, the connection is closed: uvicorn would
+    read on without end.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -39,7 +42,7 @@ class UploadLimits:
             await self._app(scope, receive, send)
             return
         body = _LimitedBody(self._max_bytes, self._timeout_s, scope, receive, send)
-        length = Headers(scope=scope).get("content-length", "")[:20]  # int() refuses thousands of digits
+        length = Headers(scope=scope).get("content-length", "0")[:20]  # int() refuses thousands of digits
         if length.isascii() and length.isdigit() and int(length) > self._max_bytes:
             await body.refuse_size()
             return
@@ -61,8 +64,14 @@ class _LimitedBody:
         self._send = send
         self._n_bytes = 0
         self._left_s = timeout_s
+        headers = Headers(scope=scope)
+        self._is_announced = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self._is_whole = self._is_answered = False
         self.is_refused = False
+
+    @property
+    def _has_rest(self) -> bool:
+        return self._is_announced and not self._is_whole
 
     async def receive(self) -> Message:
         if self.is_refused:
@@ -82,17 +91,40 @@ class _LimitedBody:
         self._left_s -= time.monotonic() - started
         if message["type"] != "http.request":
             return message
-        self._n_bytes += len(message.get("body", b""))
-        self._is_whole = not message.get("more_body", False)
+        self._count(message)
         if self._n_bytes > self._max_bytes:
             await self.refuse_size()
             return {"type": "http.disconnect"}
         return message
 
     async def send(self, message: Message) -> None:
-        if not self.is_refused:
+        if self.is_refused:
+            return
+        if message["type"] == "http.response.start":
             self._is_answered = True
-            await self._send(message)
+            if self._has_rest:
+                MutableHeaders(raw=message["headers"])["connection"] = "close"
+        elif self._has_rest and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        """Drop what comes of the body for a while: to close at once could cost the client its answer."""
+        deadline = time.monotonic() + LINGER_S
+        while self._has_rest and self._n_bytes <= self._max_bytes:
+            try:
+                message = await asyncio.wait_for(self._receive(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                return
+            if message["type"] != "http.request":
+                return
+            self._count(message)
+
+    def _count(self, message: Message) -> None:
+        self._n_bytes += len(message.get("body", b""))
+        self._is_whole = not message.get("more_body", False)
 
     async def refuse_size(self) -> None:
         size = f"{self._max_bytes / _MIB:g} MiB" if self._max_bytes >= _MIB else f"{self._max_bytes} bytes"
