@@ -5,6 +5,7 @@
         for piece in microphone:
             live.feed(piece)
         live.finish()
+        print(live.wait().text)
 
 The text has a stable part, which only grows, and behind it a draft, which changes with every reading. The
 audio goes the way of a file of unknown length: what the model can take at once is transcribed at its end,
@@ -28,8 +29,8 @@ import numpy.typing as npt
 from .audio_files import SAMPLE_RATE_HZ, Samples, check_rate, to_16k_mono
 from .errors import OptionError
 from .options import DecodingOptions
-from .result import Gap, Segment
-from .serving.jobs import Event, Failed, Finished, Progressed, SegmentReady
+from .result import Gap, Segment, Transcript
+from .serving.jobs import Event, Failed, Finished, JobCancelled, Progressed, SegmentReady
 from .serving.scheduler import Busy
 from .transcripts import separator
 
@@ -237,6 +238,8 @@ class LiveTranscriber:
         self._lock = threading.Lock()  # never held while the scheduler is called, which has locks of its own
         self._wants_drafts = True
         self._is_over = False  # nothing is told any more
+        self._ended = threading.Event()
+        self._last: Finished | Failed = Failed(JobCancelled("the live transcription was closed."))
         self._n_stable = 0
         self._language: str | None = None  # of the last segment
         self._draft: _Draft | None = None  # that is being read
@@ -245,6 +248,11 @@ class LiveTranscriber:
         self._next_draft = 0.0  # time before which none is due
         self.audio = LiveAudio(sample_rate_hz, self._tick)
         self._job = scheduler.submit(self.audio, options, self._take, vad=vad, wants_segments=True)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be told."""
+        return self._is_over
 
     def feed(self, samples: npt.NDArray[Any]) -> None:
         """Take the next samples, (n,), int16 or float32.
@@ -258,10 +266,24 @@ class LiveTranscriber:
         self._stop_drafts()
         self.audio.finish()
 
+    def wait(self, timeout_s: float | None = None) -> Transcript:
+        """Wait for the whole transcript, behind :meth:`finish`.
+
+        Raises:
+            TimeoutError: If it takes longer than this many seconds.
+            Exception: What has gone wrong, ``AudioError`` for samples that are no numbers.
+        """
+        if not self._ended.wait(timeout_s):
+            raise TimeoutError(f"no transcript within {timeout_s} s")
+        if isinstance(self._last, Failed):
+            raise self._last.error
+        return self._last.transcript
+
     def close(self) -> None:
         """Break off: nothing more is told, and the model is free for others."""
         with self._lock:
             self._is_over = True
+        self._ended.set()
         self._stop_drafts()
         self._job.cancel()
         self.audio.finish(discard=True)
@@ -284,7 +306,9 @@ class LiveTranscriber:
             elif isinstance(event, (Finished, Failed)):
                 self._is_over = True
                 self._wants_drafts = False
+                self._last = event
                 self._on_event(event)
+                self._ended.set()
 
     def _tick(self) -> None:
         """Ask for a draft if one is due."""

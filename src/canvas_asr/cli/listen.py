@@ -86,21 +86,16 @@ def run(options: argparse.Namespace) -> int:
     transcriber = load(options.model, **load_arguments(options))
     if options.output_format in TIMED and transcriber.has_draft:
         decoding = replace(decoding, word_timestamps=True)
-    scheduler = Scheduler(transcriber)
-    screen = Screen(shows_segments=options.output_format is None)
-    scheduler.start()
-    try:
-        live = LiveTranscriber(
-            scheduler, decoding, screen.take, sample_rate_hz=source.rate_hz, vad=options.vad
-        )
-        try:
-            _feed(live, source, screen)
-            transcript = screen.wait()
-        finally:
-            live.close()
-    finally:
-        screen.close()
-        scheduler.close(0.0)
+    with (
+        Scheduler(transcriber) as scheduler,
+        closing(Screen(shows_segments=options.output_format is None)) as screen,
+        closing(
+            LiveTranscriber(scheduler, decoding, screen.take, sample_rate_hz=source.rate_hz, vad=options.vad)
+        ) as live,
+    ):
+        _feed(live, source, screen)
+        transcript = live.wait()
+    screen.check()
     if options.output_format is not None:
         print(FORMATS[options.output_format](transcript, Layout()), end="", flush=True)
     warn(replace(transcript, file=source.name))
@@ -115,10 +110,11 @@ def _feed(live: LiveTranscriber, source: StandardInput | Microphone, screen: Scr
         with closing(source.pieces()) as pieces:
             for piece in pieces:
                 live.feed(piece)
-                while live.audio.waiting_s > MOST_WAITING_S:
+                while live.audio.waiting_s > MOST_WAITING_S and not live.is_over:
                     time.sleep(PAUSE_S)
-                if screen.is_over:
+                if live.is_over:
                     return
+                screen.check()
                 ctrl_c.check()
     except KeyboardInterrupt:
         ctrl_c.arrived = False  # it has ended the speech; another one ends the program

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import sys
 import threading
 
 from canvas_asr.live import DraftChanged, LiveEvent, StableGrown
-from canvas_asr.result import Transcript
-from canvas_asr.serving.jobs import Failed
 
 from .sinks import shown_text
 from .terminal import Piece, fit, is_terminal, printable, terminal_size, wants_colour
@@ -25,14 +24,14 @@ class Screen:
         Args:
             shows_segments: Whether they are printed as they come.
         """
-        self.is_over = False
+        if isinstance(sys.stdout, io.TextIOWrapper):  # one that cannot show a letter gets its number
+            sys.stdout.reconfigure(errors="backslashreplace")
+        self._error: OSError | None = None
         self._shows_segments = shows_segments
         self._shows_drafts = is_terminal(sys.stderr)
         self._dim = DIM if wants_colour() else ""
         self._draft = ""
         self._events: queue.Queue[LiveEvent | None] = queue.Queue()
-        self._transcript: Transcript | None = None
-        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="canvas-asr-screen", daemon=True)
         self._thread.start()
 
@@ -40,40 +39,24 @@ class Screen:
         """Take an event, in any thread."""
         self._events.put(event)
 
-    def wait(self) -> Transcript:
-        """Wait for the end.
-
-        Raises:
-            Exception: What went wrong.
-        """
-        self._thread.join()
-        if self._transcript is None:
-            raise self._error or RuntimeError("the screen was closed")
-        return self._transcript
+    def check(self) -> None:
+        """Raise OSError if nothing can be shown any more."""
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
-        """Show nothing more."""
+        """Show what has come, and nothing more."""
         self._events.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            while not self.is_over and (event := self._events.get()) is not None:
-                self._show(event)
-        except (OSError, UnicodeError) as error:  # nobody reads any more, or cannot be shown a letter
+            while (event := self._events.get()) is not None:
+                self._show_draft(event.text if isinstance(event, DraftChanged) else "")
+                if isinstance(event, StableGrown) and self._shows_segments:
+                    print(shown_text(event.segment.text), flush=True)
+        except OSError as error:  # nobody reads any more
             self._error = error
-        finally:
-            self.is_over = True
-
-    def _show(self, event: LiveEvent) -> None:
-        self._show_draft(event.text if isinstance(event, DraftChanged) else "")
-        if isinstance(event, StableGrown):
-            if self._shows_segments:
-                print(shown_text(event.segment.text), flush=True)
-        elif isinstance(event, Failed):
-            self._error, self.is_over = event.error, True
-        elif not isinstance(event, DraftChanged):
-            self._transcript, self.is_over = event.transcript, True
 
     def _show_draft(self, text: str) -> None:
         """Put a draft on the last line in place of the one before: its end, if it is too long."""
