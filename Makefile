@@ -13,11 +13,12 @@ BIN := .venv/bin
 WATCH = $(shell test -t 2 && echo --show-canvas --canvas-pause 0.08)
 INSTALL := $(BIN)/python -m pip install --timeout 180 -c constraints.txt $(PIP_ARGS)
 CLIPS := $(sort $(wildcard examples/*.flac examples/*.mp3 examples/*.ogg examples/*.wav))
-# Debian packages: the voices that the synthesis tests speak with.
-VOICES := espeak-ng flite
+# Debian packages, each with a program of its name: the synthesis tests speak with the first two, those of the
+# server's page look at it in the third, which is 160 MB to fetch.
+PROGRAMS := espeak-ng flite chromium
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint wheel clean voices
+.PHONY: help demo test lint wheel clean programs
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -28,7 +29,7 @@ demo: .venv/installed ## transcribe the clips in examples/, or FILE=path, with t
 	$(if $(FILE)$(CLIPS),,$(error no clips in examples/: name one with FILE=path))
 	$(BIN)/canvas-asr transcribe $(WATCH) $(if $(FILE),"$(FILE)",$(CLIPS))
 
-test: .venv/installed-dev voices ## run the tests (ARGS="-k audio" for some of them)
+test: .venv/installed-dev programs ## run the tests (ARGS="-k audio" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/installed-dev ## ruff and mypy
@@ -60,11 +61,15 @@ clean: ## remove .venv, builds and caches
 	@touch .venv/installed $@
 
 # Installs what is missing where that is possible; elsewhere the tests that need it are skipped.
-voices:
-	@missing=; for voice in $(VOICES); do command -v $$voice >/dev/null || missing="$$missing $$voice"; done; \
-	if [ -z "$$missing" ]; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing && exit 0; \
+programs:
+	@missing=; for name in $(PROGRAMS); do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq; \
+	    for name in $$missing; do \
+	        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$name || \
+	            echo "apt-get cannot install $$name" >&2; \
+	    done; \
 	fi; \
-	echo "Not installed:$$missing. Tests that need them will be skipped (Debian: apt-get install$$missing)." >&2
+	for name in $$missing; do command -v $$name >/dev/null || \
+	    echo "Not installed: $$name. Tests that need it will be skipped (Debian: apt-get install $$name)." >&2; \
+	done

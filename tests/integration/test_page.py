@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from small_models import TINY
 import canvas_asr
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install -e '.[dev]'")
+pytest.importorskip("uvicorn", reason="the server is missing: pip install -e '.[dev]'")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -46,20 +45,19 @@ def transcriber() -> canvas_asr.Transcriber:
 
 
 @pytest.fixture(scope="module")
-def address(transcriber: canvas_asr.Transcriber) -> Iterator[str]:
+def application(transcriber: canvas_asr.Transcriber) -> Any:
     from canvas_asr.serving.app import create_app
     from canvas_asr.serving.settings import ServerSettings
 
-    app = create_app(transcriber, ServerSettings(max_audio_s=600.0))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    return create_app(transcriber, ServerSettings())
+
+
+@pytest.fixture(scope="module")
+def address(application: Any) -> Iterator[str]:
+    from running_server import running
+
+    with running(application) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +120,12 @@ def words_of(page: Any) -> list[str]:
     return [str(text) for text in page.locator(".word").all_inner_texts()]
 
 
-def long_file(folder: Path) -> Path:
+def long_file(folder: Path, n_clips: int) -> Path:
     clips = [soundfile.read(EXAMPLES / f"{code}.flac") for code in ("en", "de", "fr", "es")]
-    pause = np.zeros(clips[0][1])
+    rate_hz = clips[0][1]
+    parts = [part for place in range(n_clips) for part in (clips[place % 4][0], np.zeros(rate_hz))]
     path = folder / "long.flac"
-    soundfile.write(
-        path,
-        np.concatenate([part for clip, _ in [*clips, *clips, *clips[:2]] for part in (clip, pause)]),
-        clips[0][1],
-    )
+    soundfile.write(path, np.concatenate(parts), rate_hz)
     return path
 
 
@@ -239,7 +234,7 @@ def test_text_file_called_wav_is_one_error(open_page: Callable[..., Any]) -> Non
 def test_long_file_comes_in_segments(
     open_page: Callable[..., Any], transcriber: canvas_asr.Transcriber, tmp_path: Path
 ) -> None:
-    path = long_file(tmp_path)
+    path = long_file(tmp_path, 10)
     page = open_page()
     choose(page, path)
     page.wait_for_selector(".word")  # of the chunks that are done, while others are not
@@ -255,14 +250,20 @@ def test_long_file_comes_in_segments(
 
 
 def test_cancelled_work_ends_on_the_server(
-    open_page: Callable[..., Any], address: str, tmp_path: Path
+    open_page: Callable[..., Any], application: Any, tmp_path: Path
 ) -> None:
     page = open_page()
-    choose(page, long_file(tmp_path))
+    before = application.state.scheduler.stats.audio_s
+    choose(page, long_file(tmp_path, 80))
     page.wait_for_selector(".token")
     page.click("#cancel")
     assert page.locator("#status").inner_text() == "Cancelled."
     assert page.evaluate("document.activeElement.id") == "name"
+    deadline = time.monotonic() + 10
+    while application.state.scheduler.stats.working and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert application.state.scheduler.stats.working == 0
+    assert application.state.scheduler.stats.audio_s < before + 200  # of 286 s
     choose(page, EXAMPLES / "en.flac")
     page.wait_for_selector(DONE)
 
