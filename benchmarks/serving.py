@@ -8,11 +8,11 @@ cut from speech made of ``examples/``. Measured, in turn:
 * overhead: a request against the library, which does the same clip in a process of its own right before;
 * cells: 1 to 64 clients, of which each sends its next clip when the last is answered, for two lengths;
 * batching: 8 clients, in turn against a server that transcribes one clip at a time;
-* beside: a short clip while an hour is being transcribed, against the same clips alone.
+* beside: a short clip while an hour is being transcribed, against the same clips alone;
+* live: from the end of speech to the final text, as ``benchmarks/live.py`` measures it in more cases.
 
-``/health`` is asked ten times a second all the while, by a process of its own. Latency of live transcription
-is what ``benchmarks/live.py`` measures. Writes ``docs/serving.json`` and ``docs/serving_figures.md``.
-``--small`` does all of it in seconds, to see that it runs.
+``/health`` is asked ten times a second all the while, by a process of its own. Writes ``docs/serving.json``
+and ``docs/serving_figures.md``. ``--small`` does all of it in seconds, to see that it runs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import soundfile as sf
 from long_form import write_speech
 from serving_load import (
     Helper,
@@ -69,6 +70,8 @@ class Plan:
         batching_clients: How many send then.
         hour_s: Length of the long upload.
         beside_s: Seconds that short clips are sent beside it, and alone.
+        live: Seconds of speech that are sent as they are spoken.
+        live_rounds: How often each of them.
         max_batch: Of the server.
         max_queue: Likewise.
     """
@@ -82,6 +85,8 @@ class Plan:
     batching_clients: int = 8
     hour_s: float = 3600.0
     beside_s: float = 15.0
+    live: tuple[float, ...] = (5.0, 10.0)
+    live_rounds: int = 4
     max_batch: int = 8
     max_queue: int = 32
 
@@ -96,6 +101,8 @@ SMALL = Plan(
     batching_clients=2,
     hour_s=30.0,
     beside_s=0.5,
+    live=(1.0,),
+    live_rounds=1,
     max_batch=2,
     max_queue=0,
 )
@@ -240,6 +247,15 @@ async def beside(server: Server, contents: Sequence[bytes], long: Path, plan: Pl
     }
 
 
+def live(server: Server, folder: Path, plan: Plan) -> list[Record]:
+    """Speech at the pace of a microphone, one client."""
+    import live as benchmark  # imports this file
+
+    speech, _ = sf.read(write_speech(folder / "live.flac", 2 * max(plan.live)), dtype="int16")
+    options = argparse.Namespace(clients=[1], rounds=plan.live_rounds, vad=False)
+    return [row for audio_s in plan.live for row in benchmark.measure(server, speech, audio_s, options)]
+
+
 def measure(options: argparse.Namespace, plan: Plan, folder: Path) -> Record:
     """Start all that is needed, and measure."""
     clips = {audio_s: cut_clips(folder, audio_s, plan.n_clips) for audio_s, _ in plan.lengths}
@@ -267,6 +283,8 @@ def measure(options: argparse.Namespace, plan: Plan, folder: Path) -> Record:
         options.tell(f"against one at a time: {found['batching']['ratio']:.2f}")
         found["beside"] = asyncio.run(beside(bench.server, contents[short_s], long, plan))
         options.tell(f"beside a long file: {found['beside']['ratio']:.2f}")
+        found["live"] = live(bench.server, folder, plan)
+        options.tell("live")
         found["health"] = {"last": bench.health_since(), "all": summary_of_probes(bench.probes)}
         found["peak_memory_mib"] = bench.server.memory_mib()
         bench.server.stop()

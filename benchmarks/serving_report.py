@@ -9,7 +9,14 @@ from canvas_asr.card_sections import NONE, table
 
 Record = dict[str, Any]
 PATIENCE_S = (5, 15, 60)
-AIMS = {"refusal_ms": 100.0, "health_ms": 50.0, "overhead_ms": 10.0, "batching": 1.5, "beside": 3.0}
+AIMS = {
+    "refusal_ms": 100.0,
+    "health_ms": 50.0,
+    "overhead_ms": 10.0,
+    "batching": 1.5,
+    "beside": 3.0,
+    "live_ms": 1000.0,
+}
 
 
 def targets(content: Record) -> list[Record]:
@@ -76,6 +83,14 @@ def _comparisons(content: Record) -> Iterable[tuple[str, str, str, bool]]:
         f"{beside['ratio']:.2f} at the median, {beside['p95_ratio']:.2f} at the 95th percentile",
         beside["upload_was_under_way"] and beside["p95_ratio"] <= AIMS["beside"],
     )
+    for row in content["live"]:
+        final = row["final"]
+        yield (
+            f"live, end of {row['audio_s']:g} s of speech to the final text, 95th percentile",
+            f"≤ {AIMS['live_ms']:g} ms",
+            f"{_ms(final['p95_ms'])} ms (median {_ms(final['p50_ms'])} ms, {final['n']} recordings)",
+            final["p95_ms"] <= AIMS["live_ms"],
+        )
 
 
 def _ms(milliseconds: float | None) -> str:
@@ -117,7 +132,7 @@ def markdown(content: Record) -> str:
             4,
         ),
         "",
-        "Live transcription, from the end of speech to the final text: [live.md](live.md).",
+        "Live transcription: `python benchmarks/live.py` measures more of it than this run does.",
         "",
         *_cells(content),
         *_queue(content),

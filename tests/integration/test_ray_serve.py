@@ -19,11 +19,12 @@ import canvas_asr
 from canvas_asr.checkpoint import save_checkpoint
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-# Two clients with a key, one without; every reply, and the replicas that ran.
+# What a client gets that has a key, and one that has none; and the replicas that ran.
 SCRIPT = """
 import asyncio, json, os, socket, sys
 import httpx, ray
 from ray import serve
+from websockets.asyncio.client import connect
 
 model, paths, out, deploy = json.loads(sys.argv[1])
 sys.path.insert(0, deploy)
@@ -57,6 +58,11 @@ async def main():
         found["texts"] = [[status, json.loads(text)["text"]] for status, text in every]
         found["stream"] = await ask(client, paths[0], stream="true")
         found["metrics"] = (await client.get("/metrics")).text
+    live = f"ws://127.0.0.1:{port}/v1/live"
+    async with connect(live, additional_headers=headers, proxy=None) as speech:
+        await speech.send(bytes(2 * 8000))
+        await speech.send('{"type": "end"}')
+        found["live"] = [json.loads(message)["type"] async for message in speech]
     (application,) = serve.status().applications.values()
     (deployment,) = application.deployments.values()
     found["replicas"] = {str(getattr(k, "value", k)): n for k, n in deployment.replica_states.items()}
@@ -100,7 +106,10 @@ def test_two_replicas_answer_behind_one_address(tmp_path: Path, short: str) -> N
             "CANVAS_ASR_API_KEY": "open-sesame",
             "PYTHONPATH": str(Path(canvas_asr.__file__).parents[1]),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # on a busy machine the replicas would not start in time
+            # On a busy machine proxy and replicas would not start in time.
+            "RAY_worker_niceness": "0",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
             "RAY_TMPDIR": short,
         },
     )
@@ -114,3 +123,4 @@ def test_two_replicas_answer_behind_one_address(tmp_path: Path, short: str) -> N
     assert status == 200
     assert events.rstrip().endswith("data: [DONE]")
     assert "canvas_asr_" in found["metrics"]
+    assert (found["live"][0], found["live"][-1]) == ("ready", "transcript.done")

@@ -12,7 +12,7 @@ from small_models import TINY
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("fastapi", "httpx"):
+    for name in ("fastapi", "httpx", "websockets"):
         pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[dev]'")
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import serving
@@ -39,8 +39,9 @@ def test_all_is_measured_in_small(benchmark: ModuleType, tmp_path: Path) -> None
     assert [pairs["same_texts"] for pairs in found["overhead"]] == [2, 1]
     assert found["batching"]["ratio"] > 0
     assert found["beside"]["upload_bytes"] > 0
+    assert found["live"][0]["same_texts"] == 1
     assert found["peak_memory_mib"]["children"] > 0
-    assert len(found["targets"]) == 7
+    assert len(found["targets"]) == 8
     text = page.read_text("utf-8")
     assert text.count("\n## ") == 6
     assert "python benchmarks/serving.py tiny --small" in text
