@@ -99,6 +99,8 @@ class ReadAhead(Generic[T]):
         try:
             for item in self._items:
                 with self._changed:
+                    if self._is_closed:
+                        break
                     self._ready.append(item)
                     self._changed.notify_all()
                 if self._on_ready is not None:
