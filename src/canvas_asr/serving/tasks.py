@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..recording_reader import RecordingReader
     from ..recordings import Piece, Recording, Stretch
 
-BLOCKS_AHEAD = 16  # of every recording, 32 s in 2 MB, that are read beside the model
+BLOCKS_AHEAD = 8  # of every recording, 32 s in 2 MB, that are read beside the model
 PIECES_AHEAD = 8  # of every recording, that wait for the model
 
 logger = logging.getLogger(__name__)
