@@ -11,12 +11,16 @@ import json
 from collections.abc import Sequence
 from http import HTTPStatus
 
+from fastapi import Depends
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import error_response
 
 GUARDED = ("/v1", "/metrics")
+# For the OpenAPI document alone: the middleware below refuses a request before any route is looked for.
+DOCUMENTED_KEY = Depends(HTTPBearer(auto_error=False, description="Where the server was started with keys."))
 SUBPROTOCOL_PREFIX = "openai-insecure-api-key."  # how OpenAI has browsers send it: they cannot set headers
 _NOT_ALLOWED = 1008  # close code of a WebSocket: policy violation
 

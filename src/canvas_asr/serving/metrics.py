@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .auth import DOCUMENTED_KEY
 from .errors import unexpected
 
 CLIENT_GONE = 499  # nginx's number for it
@@ -36,7 +37,12 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=Response,
+    dependencies=[DOCUMENTED_KEY],
+)
 async def metrics(request: Request) -> Response:
     """Give counts of requests, passes and audio, and how full the queue is."""
     return Response(

@@ -7,10 +7,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from .auth import DOCUMENTED_KEY
 from .errors import RequestError
 from .form import no_such_model
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[DOCUMENTED_KEY])
 
 
 @router.get("/v1/models", summary="List models")

@@ -14,6 +14,7 @@ from starlette.datastructures import FormData, State, UploadFile
 from starlette.exceptions import HTTPException
 
 from ..errors import CanvasASRError
+from .auth import DOCUMENTED_KEY
 from .errors import RequestError
 from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
@@ -30,13 +31,16 @@ _FORM = "multipart/form-data"
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The transcript, in the format that was asked for, or events."},
     400: {"description": "A parameter or the audio cannot be used; `param` names the field."},
+    401: {"description": "An API key is missing or wrong."},
     404: {"description": "There is no such model here."},
     413: {"description": "The body is too large."},
+    415: {"description": "The body is no form."},
     429: {"description": "The queue is full; `Retry-After` says when to try again."},
+    503: {"description": "The server is being stopped; `Retry-After` says when to try again."},
     504: {"description": "The work took too long and was given up."},
 }
 
-router = APIRouter(tags=["audio"])
+router = APIRouter(tags=["audio"], dependencies=[DOCUMENTED_KEY])
 
 
 @router.post(

@@ -116,11 +116,12 @@ class Work:
             ClientDisconnect: If the client is gone.
             RequestError: If the work takes too long.
         """
-        limit_s = self.left_s if wait_s is None else min(wait_s, self.left_s)
+        left_s = self.left_s
+        limit_s = left_s if wait_s is None else min(wait_s, left_s)
         try:
             event = await asyncio.wait_for(self._events.get(), limit_s)
         except asyncio.TimeoutError:
-            if self.left_s:
+            if limit_s < left_s:  # and no look at the clock, which may be a little behind the timer
                 return None
             raise RequestError(
                 HTTPStatus.GATEWAY_TIMEOUT,
