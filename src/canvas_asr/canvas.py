@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .encoder import length_mask
 
+BLOCK = 64  # scores of a row that are looked at together, to find the greatest
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -104,6 +106,21 @@ class PassResult:
         if self.entropy is None:
             raise ValueError("the pass was read without entropies; set wants_entropy on the strategy.")
         return self.entropy
+
+
+def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the greatest score of each row of (..., V), and the first id that has it: (...) each.
+
+    On a CPU a maximum with its place is thirty times as slow as one without, so the block that has it is found
+    first there.
+    """
+    if not scores.is_cpu or scores.shape[-1] % BLOCK:
+        best, ids = scores.max(dim=-1)
+        return best, ids
+    blocks = scores.unflatten(-1, (-1, BLOCK))
+    best, block = blocks.amax(dim=-1).max(dim=-1)
+    inside = blocks.take_along_dim(block[..., None, None], dim=-2)[..., 0, :].argmax(dim=-1)
+    return best, block * BLOCK + inside
 
 
 def place_tags(

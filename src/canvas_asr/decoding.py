@@ -16,9 +16,9 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .alignment import Aligner
-from .backbone import fuse_norms
+from .backbone import fuse_norms, quicken
 from .biasing import HotwordGraph
-from .canvas import Vocabulary
+from .canvas import Vocabulary, likeliest
 from .canvas_batch import FinishedCanvas
 from .clip_batch import ClipBatch, OnDraft
 from .cuda_graphs import GraphedBackbone
@@ -94,6 +94,7 @@ class CanvasDecoder:
         self.canvas_start = processor.canvas_start(config)
         self.aligner = Aligner(model, processor.feature_extractor.hop_length)
         self._hotwords: tuple[Any, HotwordGraph] | None = None  # the last ones that were asked for
+        quicken(model.backbone)
         self.graphs: GraphedBackbone | None = None
         if cuda_graphs:
             fuse_norms(model.backbone)
@@ -241,7 +242,7 @@ class CanvasDecoder:
         encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
         audio = self.model.embed_audio(tokens, self.model.expected_embeddings(ctc))
         embeds = self.model.embed_prompt(prompts, audio, n_audio, self.audio_id)
-        positions = self.model.prompt_positions(prompts, ctc.argmax(-1), n_audio, self.audio_id)
+        positions = self.model.prompt_positions(prompts, likeliest(ctc)[1], n_audio, self.audio_id)
         hidden, cache = encode_prefix(embeds, positions)
         return Prefix(cache, n_prompt, prompts, hidden, positions)
 

@@ -13,7 +13,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from .backbone import soft_embed
 from .biasing import PASS_WEIGHT
-from .canvas import Vocabulary
+from .canvas import Vocabulary, likeliest
 from .ctc import Draft, merge_labels, state_certainty, surest_states
 from .options import DecodingOptions
 from .strategies.fusion import N_CANDIDATES
@@ -65,7 +65,7 @@ class DraftReader:
             n_states: Valid states, (B,) int64.
             words: States of hotwords in each row; None: none.
         """
-        labels = logits.argmax(-1)
+        _, labels = likeliest(logits)
         readings = merge_labels(labels, n_states, self.blank)
         if not self.needs_certainty:
             return [self.given(ids) for ids in readings]

@@ -14,6 +14,8 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, 
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaRMSNorm
 
 from canvas_asr.backbone import (
+    FusedRMSNorm,
+    SortedTextExperts,
     build_backbone,
     crop_cache,
     denoise,
@@ -21,6 +23,7 @@ from canvas_asr.backbone import (
     fuse_norms,
     inject_lora,
     output_logits,
+    quicken,
     select_cache,
     soft_embed,
 )
@@ -192,6 +195,34 @@ def test_fused_norms_compute_what_the_stock_ones_do(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(fused, stock, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(DiffusionGemmaRMSNorm, "forward", None)  # none of them runs the stock code
     assert torch.equal(denoise(backbone, canvas, prefix_of(backbone, prompt), n_prompt), fused)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 3, 40])
+def test_a_quickened_backbone_computes_the_same_bit_for_bit(n_tokens: int) -> None:
+    stock, quick = (small_model(seed=3).backbone for _ in range(2))
+    quicken(quick)
+    kinds = [type(module) for module in quick.modules()]
+    assert SortedTextExperts in kinds
+    assert DiffusionGemmaRMSNorm not in kinds
+    prompt, canvas, n_prompt = random_ids(2, 9), random_ids(2, n_tokens, seed=1), torch.tensor([9, 4])
+    with torch.no_grad():
+        expected, found = (denoise(one, canvas, prefix_of(one, prompt), n_prompt) for one in (stock, quick))
+    assert torch.equal(found, expected)
+    # With gradients the stock code runs, and they are the same too.
+    for one in (stock, quick):
+        one.requires_grad_(True)
+        embeds = one.get_input_embeddings()(prompt)
+        encode_prefix(one, embeds)[0].square().mean().backward()
+    for name, parameter in stock.named_parameters():
+        other = quick.get_parameter(name)
+        assert (parameter.grad is None) == (other.grad is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, other.grad)
+
+
+def test_a_backbone_of_another_type_is_not_quickened() -> None:
+    backbone = small_model().backbone.to(torch.bfloat16)
+    quicken(backbone)
+    assert not any(isinstance(module, (SortedTextExperts, FusedRMSNorm)) for module in backbone.modules())
 
 
 def test_random_queries_start_with_a_gain_that_lets_attention_learn() -> None:

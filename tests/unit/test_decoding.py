@@ -7,7 +7,7 @@ from small_models import small_model
 from torch import Tensor
 
 from canvas_asr import sampler
-from canvas_asr.ctc import ctc_confidences, greedy_ctc
+from canvas_asr.ctc import greedy_ctc, state_certainty, surest_states
 from canvas_asr.decoding import CanvasDecoder, text_vocabulary
 from canvas_asr.errors import OptionError
 from canvas_asr.modeling import CanvasASRModel
@@ -57,7 +57,9 @@ def test_a_drafts_token_is_as_sure_as_the_surest_state_merged_to_it() -> None:
     )
     logits = probabilities.log()
     assert greedy_ctc(logits, torch.tensor([4]), 0) == [[1, 1]]
-    assert ctc_confidences(logits, torch.tensor([4]), 0)[0] == pytest.approx([0.8, 0.7])
+    certainty = state_certainty(logits)
+    assert certainty[0].tolist() == pytest.approx([0.6, 0.8, 0.5, 0.7, 1.0])
+    assert surest_states(logits.argmax(-1), certainty, torch.tensor([4]), 0) == [[1, 3]]
 
 
 # What may stand in a text
@@ -161,7 +163,7 @@ class Script:
         self.ids: list[int] = []
         monkeypatch.setattr(sampler, "denoise", self._denoise)
         monkeypatch.setattr(sampler, "output_logits", lambda _backbone, logits: logits)
-        monkeypatch.setattr(sampler, "soft_embed", lambda _backbone, logits: logits)
+        monkeypatch.setattr(sampler, "expected_embedding", lambda _backbone, p: p.clone())
 
     def _denoise(self, backbone: object, canvas: Tensor, *args: object, **kwargs: object) -> Tensor:
         self.shown.append(canvas.clone())

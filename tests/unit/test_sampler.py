@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from canvas_asr import sampler as module
 from canvas_asr.backbone import encode_prefix, select_cache
-from canvas_asr.canvas import Vocabulary
+from canvas_asr.canvas import Vocabulary, likeliest
 from canvas_asr.errors import OptionError
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import pad_ids
@@ -55,7 +55,7 @@ class Script:
         self.signals: list[Tensor | None] = []
         monkeypatch.setattr(module, "denoise", self._denoise)
         monkeypatch.setattr(module, "output_logits", lambda _backbone, hidden: hidden)
-        monkeypatch.setattr(module, "soft_embed", lambda _backbone, logits: logits + 1)
+        monkeypatch.setattr(module, "expected_embedding", lambda _backbone, p: p + 1)
 
     def _denoise(
         self, backbone: object, canvas: Tensor, prefix: object, n_prompt: Tensor, **kwargs: Tensor
@@ -168,8 +168,8 @@ def test_the_next_pass_is_shown_the_last_prediction(script: Script) -> None:
     script.answers = [logits_for(SPOKEN), logits_for(SPOKEN) / 2, logits_for(SPOKEN)]
     script.run(SamplerConfig(steps=3, canvas_length=C))
     assert script.signals[0] is None
-    assert torch.equal(script.signals[1], script.answers[0] + 1)
-    assert torch.equal(script.signals[2], script.answers[1] + 1)
+    assert torch.equal(script.signals[1], script.answers[0].softmax(dim=-1) + 1)
+    assert torch.equal(script.signals[2], script.answers[1].softmax(dim=-1) + 1)
 
 
 def test_every_pass_is_reported_and_none_is_added(script: Script) -> None:
@@ -366,3 +366,13 @@ def test_entropy_is_that_of_the_allowed_tokens(monkeypatch: pytest.MonkeyPatch) 
     assert reading.entropy is not None
     torch.testing.assert_close(reading.entropy, expected, atol=1e-5, rtol=1e-4)
     assert module.read_canvas(None, logits, words, wants_soft=False).entropy is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n_scores", [128, 100])
+def test_the_likeliest_is_the_first_of_the_greatest(n_scores: int) -> None:
+    scores = torch.randint(0, 9, (2, 7, n_scores), generator=torch.Generator().manual_seed(0)).float()
+    scores[1, 3] = -torch.inf
+    best, ids = likeliest(scores)
+    assert torch.equal(best, scores.amax(dim=-1))
+    first = [[row.index(max(row)) for row in rows] for rows in scores.tolist()]
+    assert ids.tolist() == first
