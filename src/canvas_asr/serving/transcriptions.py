@@ -136,7 +136,7 @@ def _read(form: FormData, served: Served) -> tuple[TranscriptionRequest, BinaryI
     if "file" not in files:
         raise missing("file", "send the audio as a file part of the form.")
     if not files["file"].size:
-        raise invalid("file", "it is empty (0 bytes).")
+        raise invalid("file", "it is empty (0 bytes); send the audio itself.")
     return asked, files["file"].file
 
 
