@@ -74,6 +74,7 @@ class Plan:
         live_rounds: How often each of them.
         max_batch: Of the server.
         max_queue: Likewise.
+        decode_workers: Likewise.
     """
 
     lengths: tuple[tuple[float, float], ...] = ((5.0, 20.0), (30.0, 40.0))
@@ -89,6 +90,7 @@ class Plan:
     live_rounds: int = 4
     max_batch: int = 8
     max_queue: int = 32
+    decode_workers: int = 2
 
 
 SMALL = Plan(
@@ -105,6 +107,7 @@ SMALL = Plan(
     live_rounds=1,
     max_batch=2,
     max_queue=0,
+    decode_workers=1,
 )
 
 
@@ -121,8 +124,11 @@ class Bench:
             options: Further ones of ``canvas-asr serve``.
         """
         holds = plan.max_batch + plan.max_queue
+        workers = ("--decode-workers", str(plan.decode_workers))
         self.server, self.single = (
-            stack.enter_context(Server(model, *options, "--max-batch", str(n), "--max-queue", str(holds - n)))
+            stack.enter_context(
+                Server(model, *options, *workers, "--max-batch", str(n), "--max-queue", str(holds - n))
+            )
             for n in (plan.max_batch, 1)
         )
         for server in (self.server, self.single):
@@ -230,7 +236,7 @@ async def beside(server: Server, contents: Sequence[bytes], long: Path, plan: Pl
         alone = await send(client, server.name, contents, 0, plan.beside_s)
         before = server.counters()
         upload = asyncio.create_task(ask(client, server.name, 0, content))
-        while not upload.done() and server.counters()[PASSES] == before[PASSES]:
+        while not upload.done() and (await asyncio.to_thread(server.counters))[PASSES] == before[PASSES]:
             await asyncio.sleep(0.05)
         replies = await send(client, server.name, contents, 0, plan.beside_s)
         is_under_way = not upload.done()
