@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -252,17 +253,16 @@ def test_who_trickles_does_not_keep_the_place(impatient: str) -> None:
 def test_a_full_server_says_so_and_a_disconnect_makes_room(
     address: str, app: FastAPI, speech: np.ndarray
 ) -> None:
-    lives = [open_live(address) for _ in range(3)]
-    for live in lives:
-        assert json.loads(live.recv(timeout=60))["type"] == "ready"
-        live.send(speech[: 2 * RATE_HZ].tobytes())
-    with open_live(address) as live:
-        error = error_of(live)
-        assert code_of(live) == 1013
-    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
-    lives[0].socket.close()  # without a word
-    for live in lives[1:]:
-        live.close()
+    with ExitStack() as stack:
+        lives = [stack.enter_context(open_live(address)) for _ in range(3)]
+        for live in lives:
+            assert json.loads(live.recv(timeout=60))["type"] == "ready"
+            live.send(speech[: 2 * RATE_HZ].tobytes())
+        with open_live(address) as live:
+            error = error_of(live)
+            assert code_of(live) == 1013
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        lives[0].socket.close()  # without a word
     deadline = time.monotonic() + 10
     while app.state.n_live or app.state.scheduler.stats.queued or app.state.scheduler.stats.working:
         assert time.monotonic() < deadline
@@ -316,11 +316,12 @@ def test_keys_come_in_a_header_or_as_browsers_send_them(asr: Transcriber) -> Non
 
 
 def test_a_server_that_stops_says_so(asr: Transcriber, speech: np.ndarray) -> None:
-    with running(create_app(asr, ServerSettings(**SETTINGS))) as address:
-        live = open_live(address)
-        live.recv(timeout=60)
-        live.send(speech[:RATE_HZ].tobytes())
-        started = time.monotonic()
-    assert time.monotonic() - started < 20
-    told(live)
-    assert code_of(live) == 1012
+    with ExitStack() as stack:
+        with running(create_app(asr, ServerSettings(**SETTINGS))) as address:
+            live = stack.enter_context(open_live(address))
+            live.recv(timeout=60)
+            live.send(speech[:RATE_HZ].tobytes())
+            started = time.monotonic()
+        assert time.monotonic() - started < 20
+        told(live)
+        assert code_of(live) == 1012
