@@ -224,14 +224,16 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
 at("record").addEventListener("click", async () => {
   at("error").hidden = true;
   audio.pause();
-  showRecording(true);
+  at("record").disabled = true; // until the microphone is given or refused
   try {
-    await recorder.start();
+    await recorder.open();
   } catch (error) {
-    showRecording(false);
-    at("record").focus();
     return showError(error.message);
+  } finally {
+    at("record").disabled = false;
   }
+  showRecording(true);
+  recorder.begin();
   recordingTimer = setInterval(() => {
     at("clock").textContent = clock(recorder.seconds);
     if (recorder.seconds >= MAX_S) at("stop").click();
@@ -241,12 +243,14 @@ at("record").addEventListener("click", async () => {
 at("stop").addEventListener("click", async () => {
   showRecording(false);
   at("record").focus();
+  let recorded;
   try {
-    const now = new Date().toTimeString().slice(0, 5).replace(":", ".");
-    await run(await recorder.stop(), `recording ${now}.wav`);
-  } catch (error) {
-    showError(`The recording cannot be read: ${error.message}`);
+    recorded = await recorder.stop();
+  } catch {
+    return showError("The recording is too short.");
   }
+  const now = new Date().toTimeString().slice(0, 5).replace(":", ".");
+  await run(recorded, `recording ${now}.wav`);
 });
 
 at("discard").addEventListener("click", () => {

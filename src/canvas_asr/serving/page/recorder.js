@@ -17,8 +17,8 @@ export class Recorder {
     this.meter = meter;
   }
 
-  /** Ask for the microphone and begin; throws an Error in words for the reader. */
-  async start() {
+  /** Ask for the microphone; throws an Error in words for the reader. */
+  async open() {
     if (!navigator.mediaDevices || !window.MediaRecorder) {
       throw new Error("The browser gives the microphone to pages on https or localhost only.");
     }
@@ -27,6 +27,10 @@ export class Recorder {
     } catch (error) {
       throw new Error(REASONS[error.name] ?? `The microphone cannot be used: ${error.message}`);
     }
+  }
+
+  /** Record what the microphone hears from now on. */
+  begin() {
     this.parts = [];
     this.media = new MediaRecorder(this.stream, { audioBitsPerSecond: 128_000 });
     this.media.addEventListener("dataavailable", (event) => this.parts.push(event.data));
