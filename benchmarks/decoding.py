@@ -38,10 +38,11 @@ class Plan:
         from_noise: Passes from noise.
         from_draft: Passes from the draft.
         strategies: Settings by what is new in them.
-        slow: Settings that are read on fewer clips.
+        slow: Settings that are read on the fewest clips.
         stock_steps: Steps of stock ``generate`` on our canvas.
         few: Clips of each language for slow settings and stock ``generate``.
-        limit: Clips of each language for the others; None: all.
+        some: Clips of each language for strategies and autoregressive decoding.
+        limit: Clips of each language for passes from noise and from the draft; None: all.
         batches: Clips at once, of the parts.
         canvases: Canvas lengths, of the parts, up to the model's longest; its default is always among them.
         passes: Of the composed times.
@@ -74,6 +75,7 @@ class Plan:
     )
     stock_steps: tuple[int, ...] = (2, 4, 8, 16)
     few: int = 16
+    some: int = 100
     limit: int | None = None
     batches: tuple[int, ...] = (1, 8, 32)
     canvases: tuple[int, ...] = (32, 64, 96, 128, 192)
@@ -92,6 +94,7 @@ SMALL = Plan(
     slow=(("minimum Bayes risk of 2", "init=noise,steps=1,candidates=2"),),
     stock_steps=(1, 2),
     few=1,
+    some=2,
     limit=2,
     batches=(1, 2),
     canvases=(8,),
@@ -165,8 +168,9 @@ def accuracy(options: argparse.Namespace, plan: Plan, asr: Any) -> dict[str, Any
         *(_setting("draft", n) for n in plan.from_draft),
     )
     jobs = (
-        Job(model, tuple(dict.fromkeys(("draft", *curve, ours, *_texts(plan.strategies)))), plan.limit),
-        Job(AUTOREGRESSIVE.format(model), ("default",), plan.limit),
+        Job(model, tuple(dict.fromkeys(("draft", *curve, ours))), plan.limit),
+        Job(model, _texts(plan.strategies), plan.some),
+        Job(AUTOREGRESSIVE.format(model), ("default",), plan.some),
         Job(STOCK.format(model), (*steps, "default"), plan.few),
         Job(model, _texts(plan.slow), plan.few),
     )
@@ -360,7 +364,11 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[..., Any] = _lo
     parser.add_argument("--sets", nargs="+", default=[], help="only these sets of --testsets")
     parser.add_argument("--set", nargs="+", default=[], help="manifests")
     parser.add_argument("--ours", default=ONE_PASS, help=f"the default that is judged ({ONE_PASS})")
-    parser.add_argument("--limit", type=int, help="clips of each language (default: all)")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="clips of each language (default: all, and 100 where strategies are read)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--work", type=Path, default=Path("runs/decoding"), help="what is kept between runs")
     parser.add_argument("--json", type=Path, default=DOCS / "decoding.json")
@@ -372,7 +380,8 @@ def main(argv: Sequence[str] | None = None, load_model: Callable[..., Any] = _lo
     if options.small and DOCS in (options.json.parent, options.markdown.parent):
         parser.error("--small measures nothing worth keeping in docs/: give --json and --markdown")
     if options.limit is not None:
-        plan = replace(plan, limit=options.limit, few=min(plan.few, options.limit))
+        few, some = (min(n, options.limit) for n in (plan.few, plan.some))
+        plan = replace(plan, limit=options.limit, few=few, some=some)
     started = time.perf_counter()
     options.tell = lambda text: print(f"{time.perf_counter() - started:7.1f} s  {text}", flush=True)
     options.load_before = round(os.getloadavg()[0], 2)

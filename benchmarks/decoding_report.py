@@ -90,13 +90,13 @@ def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
         apart = _figure(content, name, setting)["against_ours"]
         # Of stock generate alone the aim asks for equal accuracy too.
         good = key == "autoregressive" or apart["difference"] >= 0
-        yield (
-            f"{ours}: times as fast as {name}, {setting}",
-            f"≥ {AIMS[key]:g}{'' if key == 'autoregressive' else ' at equal or better accuracy'}",
-            ", ".join(f"{ratio:.1f} at batch {n}" for n, ratio in ratios.items())
-            + f"; its rate differs by {_points(apart['difference'])}",
-            min(ratios.values()) >= AIMS[key] and good,
-        )
+        for n, ratio in ratios.items():
+            yield (
+                f"{ours}: times as fast as {name}, {setting}, batch {n}",
+                f"≥ {AIMS[key]:g}{'' if key == 'autoregressive' else ' at equal or better accuracy'}",
+                f"{ratio:.2f}; its rate differs by {_points(apart['difference'])}",
+                ratio >= AIMS[key] and good,
+            )
     first, *_, last = whole
     rtfx = {n: whole[n][f"{model} {ours}"]["rtfx"] for n in (first, last)}
     yield f"{ours}: times real time, batch {first}", "≥ 60", f"{rtfx[first]:.1f}", rtfx[first] >= AIMS["rtfx"]

@@ -123,8 +123,8 @@ class SortedTextExperts(DiffusionGemmaTextExperts):
         experts = top_k_index.flatten()
         order = experts.argsort(stable=True)
         counts = experts.bincount(minlength=self.num_experts).tolist()
-        tokens = (order // top_k_index.shape[1]).split(counts)
-        weights = top_k_weights.reshape(-1, 1)[order].split(counts)
+        tokens = (order // top_k_index.shape[1]).split_with_sizes(counts)
+        weights = top_k_weights.reshape(-1, 1)[order].split_with_sizes(counts)
         total = torch.zeros_like(hidden_states)
         for expert, (rows, weight) in enumerate(zip(tokens, weights, strict=True)):
             if len(rows):

@@ -111,8 +111,8 @@ class PassResult:
 def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Give the greatest score of each row of (..., V), and the first id that has it: (...) each.
 
-    On a CPU a maximum with its place is thirty times as slow as one without, so the block that has it is found
-    first there.
+    On a CPU a maximum with its place is thirty times as slow as one without, so the block that has it is
+    found first there.
     """
     if not scores.is_cpu or scores.shape[-1] % BLOCK:
         best, ids = scores.max(dim=-1)

@@ -69,7 +69,7 @@ def test_the_small_run_measures_everything_and_goes_on(
     assert content["stock"] in ("steps=1,canvas=16", "steps=2,canvas=16")
     assert set(content["speed"]["whole"]["2"]) >= {"mine draft", "autoregressive:mine default"}
     assert content["speed"]["parts"]["batch 2"]["canvases"]["16"]["clip_s"]["0"] > 0
-    assert len(content["targets"]) == 9
+    assert len(content["targets"]) == 12  # three of them at both batch sizes
     page = (out / "a.md").read_text(encoding="utf-8")
     for title in ("Aims", "Passes", "Accuracy of every setting", "Parts, by batch and canvas"):
         assert f"## {title}\n" in page
