@@ -62,6 +62,8 @@ class Detector(Protocol):
 class SileroNetwork(nn.Module):
     """The 16 kHz network of Silero VAD 6: magnitudes, four convolutions, an LSTM."""
 
+    window: Tensor
+
     def __init__(self) -> None:
         """Lay out the layers."""
         super().__init__()
