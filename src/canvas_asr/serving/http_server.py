@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import socket
@@ -14,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from .app import create_app
+from .scheduler import Scheduler
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -42,9 +44,19 @@ class HTTPServer(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse what is new, and wait for what is in work."""
-        self.config.app.state.is_draining = True  # type: ignore[union-attr]
-        await super().shutdown(sockets)
+        """Refuse what is new, and wait for what is in work; what takes too long is told so and ended."""
+        state = self.config.app.state  # type: ignore[union-attr]
+        state.is_draining = True
+        late = asyncio.create_task(_end_jobs(state.scheduler, state.settings.drain_s - MARGIN_S))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+
+async def _end_jobs(scheduler: Scheduler, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await asyncio.to_thread(scheduler.close, 0.0)
 
 
 def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:
@@ -54,14 +66,13 @@ def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:
         app: With its settings.
         on_ready: Called once the server can be reached.
     """
-    drain_s = app.state.settings.drain_s
     config = uvicorn.Config(
         app,
         access_log=False,
         lifespan="on",
         log_level="warning",
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(max(0.0, drain_s - MARGIN_S)),
+        timeout_graceful_shutdown=math.ceil(app.state.settings.drain_s),
         ws="websockets-sansio",
     )
     return HTTPServer(config, on_ready)
