@@ -17,6 +17,7 @@ from typing import Any
 
 from canvas_asr.errors import AudioError
 from canvas_asr.result import Segment, Transcript, Word
+from canvas_asr.speakers import Speakers, SpeakerSource
 
 WORD_S = 0.5
 
@@ -34,10 +35,15 @@ class FakeTranscriber:
         *,
         on_progress: Callable[[float, float], None] | None = None,
         word_timestamps: bool = False,
+        diarize: SpeakerSource = None,
         **_: Any,
     ) -> Iterator[Transcript | AudioError]:
         done = 0.0
+        speakers = Speakers.of(diarize, None)
         for path in paths:
+            if refusal := speakers.refusal(path):
+                yield refusal
+                continue
             self.asked.append(path)
             if not Path(path).is_file():
                 yield AudioError(f"{path}: no such file; check the path.")
@@ -49,7 +55,7 @@ class FakeTranscriber:
             if text == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(self.seconds)
-            transcript = read(path, text, timed=word_timestamps)
+            transcript = speakers.join(read(path, text, timed=word_timestamps), path)
             done += transcript.audio_s
             if on_progress is not None:
                 on_progress(done, done)

@@ -92,19 +92,3 @@ def surest_states(labels: Tensor, certainty: Tensor, n_states: Tensor, blank: in
         [max(run, key=sure.__getitem__) for run in merged_runs(path[:n], blank)]
         for path, sure, n in zip(labels.tolist(), certainty.tolist(), n_states.tolist(), strict=True)
     ]
-
-
-def ctc_confidences(logits: Tensor, n_states: Tensor, blank: int) -> list[list[float]]:
-    """Probability of each token of :func:`greedy_ctc`: the highest among the states merged to it.
-
-    Args:
-        logits: (B, A, V).
-        n_states: Valid states, (B,) int64.
-        blank: Id of the blank.
-
-    Returns:
-        One list a row, as long as the reading.
-    """
-    certainty = state_certainty(logits)
-    states = surest_states(logits.argmax(-1), certainty, n_states, blank)
-    return [[sure[i] for i in row] for sure, row in zip(certainty.tolist(), states, strict=True)]

@@ -104,7 +104,8 @@ def _read_recordings(name: str) -> dict[str, list[Turn]]:
     try:
         lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: cannot be read as an RTTM file ({error}).") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: cannot be read as an RTTM file ({reason}).") from error
     turns: dict[str, list[Turn]] = defaultdict(list)
     for number, line in enumerate(lines, 1):
         fields = line.split()

@@ -204,6 +204,12 @@ def test_a_file_too_large_to_be_written_leaves_no_half(folder: Path) -> None:
     assert aside(out) == []
 
 
+def test_a_part_without_files_says_so(folder: Path, transcribe, asr: FakeTranscriber) -> None:
+    code, _, said = transcribe(folder, "-o", folder.parent / "out", "--shard", "9/9")
+    assert (code, asr.asked) == (0, [])
+    assert said[-1].endswith("/out: no files to transcribe")
+
+
 # stdout
 
 

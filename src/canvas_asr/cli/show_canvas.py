@@ -86,7 +86,7 @@ def shown_transcripts(
         except AudioError as error:
             result = error
         except DataError as error:  # speaker turns of the other files may be there
-            result = AudioError(f"{path}: {error}")
+            result = AudioError(f"{path}: who speaks cannot be told: {error}")
         finally:
             show.finish(hold=is_whole)
         yield result

@@ -197,7 +197,7 @@ class FolderSink:
         left = len(self._names) - self._progress.n_done
         if not is_whole and left:
             parts.append(f"{left} not begun or not finished (--resume goes on)")
-        complain(f"{self._folder.folder}: {'; '.join(parts)}")
+        complain(f"{self._folder.folder}: {'; '.join(parts) or 'no files to transcribe'}")
         return 1 if self._failures else 0
 
 
