@@ -115,7 +115,21 @@ def test_a_full_queue_is_said(asr: Transcriber) -> None:
         ask(scheduler, CLIPS[2])
 
 
+def test_a_system_without_threads_ends_the_job_alone(
+    asr: Transcriber, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Scheduler(asr) as scheduler:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", lambda self: exec("raise RuntimeError('no thread')"))
+            assert str(ask(scheduler, CLIPS[2])[1].end()) == "no thread"
+        ask(scheduler, CLIPS[2])[1].transcript()
+
+
 def test_options_are_checked_at_once(asr: Transcriber) -> None:
+    with pytest.raises(OptionError, match="max_batch is 0"):
+        Scheduler(asr, max_batch=0)
+    with pytest.raises(OptionError, match="max_queue is -1"):
+        Scheduler(asr, max_queue=-1)
     scheduler = Scheduler(asr)
     with pytest.raises(OptionError, match="this model knows"):
         ask(scheduler, CLIPS[0], language="xx")

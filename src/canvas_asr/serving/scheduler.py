@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..errors import OptionError
 from ..options import DecodingOptions
 from ..piece_batch import PieceBatch
 from .jobs import JobCancelled, OnEvent, SampleSource
@@ -57,7 +58,7 @@ class SchedulerStats:
     """What the scheduler holds now and has done so far.
 
     Attributes:
-        queued: Jobs that wait for their turn.
+        queued: Jobs that the model has not begun with.
         working: Jobs that the model has begun with.
         rows: Clips and chunks in the batch.
         passes: Passes that were run.
@@ -85,7 +86,13 @@ class Scheduler:
             transcriber: With the model, which nobody else should use meanwhile.
             max_batch: Clips and chunks that share a pass.
             max_queue: Jobs that may wait beside as many as a batch has rows.
+
+        Raises:
+            OptionError: If there is no row, or fewer than no job may wait.
         """
+        for name, value, least in (("max_batch", max_batch, 1), ("max_queue", max_queue, 0)):
+            if value < least:
+                raise OptionError(f"{name} is {value}; give at least {least}.")
         self._transcriber = transcriber
         self._lanes = Lanes(self._open, max_batch)
         self._n_places = max_batch + max_queue

@@ -115,7 +115,11 @@ class Task:
 
     def start(self, on_ready: Callable[[], None]) -> None:
         """Read in a thread; ``on_ready`` is called there whenever there is more."""
-        self._reading = ReadAhead(self._stretches(), BLOCKS_AHEAD, on_ready)
+        try:
+            self._reading = ReadAhead(self._stretches(), BLOCKS_AHEAD, on_ready)
+        except RuntimeError as error:  # the system gives no further thread
+            logger.exception("job %d could not be started", self.job.id)
+            self.fail(error)
 
     def _stretches(self) -> Generator[Stretch, None, None]:
         source, self._source = self._source, None  # a clip's samples are kept by its recording alone
