@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from running_server import http_client, openai_client
 
-from canvas_asr.cli import main
+from canvas_asr.cli import build_parser, main
+from canvas_asr.cli.serve import server_settings
+from canvas_asr.serving.settings import ServerSettings
 
 SPEECH = Path(__file__).parents[2] / "examples" / "en.flac"
 COMMAND = [sys.executable, "-m", "canvas_asr.cli", "serve"]
@@ -62,9 +64,22 @@ def test_it_serves_until_it_is_told_to_stop() -> None:
         assert process.stderr.read() == ""
 
 
+def test_the_defaults_of_the_command_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CANVAS_ASR_API_KEY", raising=False)
+    parse = build_parser().parse_args
+    assert server_settings(parse(["serve"])) == ServerSettings()
+    monkeypatch.setenv("CANVAS_ASR_API_KEY", "two, ,three")
+    given = parse(["serve", "--api-key", "one", "--max-upload-mib", "0.5", "--canvas", "auto"])
+    assert server_settings(given) == ServerSettings(
+        api_keys=("one", "two", "three"), max_upload_bytes=1 << 19, canvas="auto"
+    )
+
+
 def test_an_address_that_others_reach_is_warned_of_without_a_key(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("0.0.0.0", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found])
     arguments = ["serve", "--host", "0.0.0.0", "--port", "0", "--model", "no/such/folder"]
     assert main(arguments) == 1
     warning = capsys.readouterr().err.splitlines()[0]

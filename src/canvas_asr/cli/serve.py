@@ -7,20 +7,17 @@ import os
 import socket
 from dataclasses import fields
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canvas_asr.errors import CanvasASRError
 from canvas_asr.options import STARTS
+from canvas_asr.serving.settings import MIB, ServerSettings
 
 from .decoding_options import canvas_length
 from .messages import complain
 from .model_options import add_model_options, add_place_options, load_arguments
 
-if TYPE_CHECKING:
-    from canvas_asr.serving.settings import ServerSettings
-
 KEY_VARIABLE = "CANVAS_ASR_API_KEY"
-_MIB = 1 << 20
 _NEEDED = "this needs the server's packages; install them with: pip install 'canvas-asr[serve]'"
 _MODULES = ("anyio", "fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn", "websockets")
 
@@ -37,7 +34,7 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument(
         "--model",
-        default="tiny",
+        default=ServerSettings.model,
         help="tiny (embedded, the default), a checkpoint folder, a name of the hub, or an adapter file",
     )
     parser.add_argument(
@@ -61,8 +58,17 @@ def add_parser(commands: Any) -> None:
 
 
 def _add_access(group: Any) -> None:
-    group.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: here)")
-    group.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default 8000)")
+    group.add_argument(
+        "--host",
+        default=ServerSettings.host,
+        help=f"address to listen at (default {ServerSettings.host}: this machine alone)",
+    )
+    group.add_argument(
+        "--port",
+        type=int,
+        default=ServerSettings.port,
+        help=f"port; 0 takes a free one (default {ServerSettings.port})",
+    )
     group.add_argument(
         "--api-key",
         dest="api_keys",
@@ -75,18 +81,30 @@ def _add_access(group: Any) -> None:
 
 
 def _add_limits(group: Any) -> None:
-    for name, kind, default, text in (
-        ("--max-batch", int, 8, "clips that share a pass"),
-        ("--max-queue", int, 32, "requests that wait; further ones are refused with 429"),
-        ("--max-upload-mib", float, 25.0, "size of a request's body; larger ones get 413"),
-        ("--max-audio-s", float, 14400.0, "seconds of audio in a file"),
-        ("--upload-timeout-s", float, 60.0, "seconds that an upload may take; slower ones get 408"),
-        ("--request-timeout-s", float, 600.0, "seconds that a request may take from then on; else 504"),
-        ("--drain-s", float, 30.0, "seconds that requests in work get to end when the server is stopped"),
-        ("--decode-workers", int, 2, "processes that decode uploads"),
+    upload_mib = ServerSettings.max_upload_bytes / MIB
+    group.add_argument(
+        "--max-upload-mib",
+        type=float,
+        default=upload_mib,
+        metavar="N",
+        help=f"size of a request's body; larger ones get 413 (default {upload_mib:g})",
+    )
+    for name, text in (
+        ("max_batch", "clips that share a pass"),
+        ("max_queue", "requests that wait; further ones are refused with 429"),
+        ("max_audio_s", "seconds of audio in a file"),
+        ("upload_timeout_s", "seconds that an upload may take; slower ones get 408"),
+        ("request_timeout_s", "seconds that a request may take from then on; else 504"),
+        ("drain_s", "seconds that requests in work get to end when the server is stopped"),
+        ("decode_workers", "processes that decode uploads"),
     ):
+        default = getattr(ServerSettings, name)
         group.add_argument(
-            name, type=kind, default=default, metavar="N", help=f"{text} (default {default:g})"
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            metavar="N",
+            help=f"{text} (default {default:g})",
         )
 
 
@@ -116,12 +134,11 @@ def run(options: argparse.Namespace) -> int:
         import websockets  # noqa: F401
 
         from canvas_asr.serving.http_server import serve
-        from canvas_asr.serving.settings import ServerSettings
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _MODULES:
             raise
         raise CanvasASRError(_NEEDED) from error
-    settings = _settings(ServerSettings, options)
+    settings = server_settings(options)
     listener = _listen(settings.host, settings.port)
     with listener:
         url = _url(settings.host, listener.getsockname()[1])
@@ -142,16 +159,22 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(kind: type[ServerSettings], options: argparse.Namespace) -> ServerSettings:
-    """Gather what was said on the command line and in the environment."""
+def server_settings(options: argparse.Namespace) -> ServerSettings:
+    """Gather what was said on the command line and in the environment.
+
+    Raises:
+        OptionError: If one is out of range.
+    """
     given = {
-        field.name: getattr(options, field.name) for field in fields(kind) if hasattr(options, field.name)
+        field.name: getattr(options, field.name)
+        for field in fields(ServerSettings)
+        if hasattr(options, field.name)
     }
     listed = [key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",")]
     given["api_keys"] = tuple([*options.api_keys, *filter(None, listed)])
     given["model_names"] = tuple(options.model_names)
-    given["max_upload_bytes"] = int(options.max_upload_mib * _MIB)
-    return kind(**given)
+    given["max_upload_bytes"] = int(options.max_upload_mib * MIB)
+    return ServerSettings(**given)
 
 
 def _listen(host: str, port: int) -> socket.socket:
