@@ -43,7 +43,8 @@ class StandardInput:
         """
         n_bytes = 2 * round(PIECE_S * self.rate_hz)
         n_read, left = 0, b""
-        while data := sys.stdin.buffer.read1(n_bytes):
+        pipe: Any = sys.stdin.buffer  # the stubs know no read1: what there is, without waiting for more
+        while data := pipe.read1(n_bytes):
             if not n_read and data.startswith(_HEADERS):
                 raise AudioError(f"{self.name}: is a file with a header; use canvas-asr transcribe for files")
             n_read += len(data)

@@ -110,7 +110,7 @@ async def transcribe_live(websocket: WebSocket) -> None:
 
 def _subprotocol(websocket: WebSocket) -> str | None:
     """Choose one of those that are offered, which browsers insist on; not the one that holds the key."""
-    offered = list(websocket.scope.get("subprotocols", []))
+    offered: list[str] = list(websocket.scope.get("subprotocols", []))
     others = [name for name in offered if not name.startswith(SUBPROTOCOL_PREFIX)]
     return next(iter(others or offered), None)
 
