@@ -23,7 +23,7 @@ from canvas_asr.live import (
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
-from canvas_asr.serving.jobs import Failed, Finished, Progressed, SegmentReady
+from canvas_asr.serving.jobs import Failed, Finished, JobCancelled, Progressed, SegmentReady
 from canvas_asr.serving.scheduler import Busy, Scheduler
 
 RATE_HZ = 16_000
@@ -309,8 +309,11 @@ def test_behind_the_end_there_are_no_drafts(live: Live) -> None:
     assert live.jobs.cancelled == [1]
     live.jobs.tell[1](finished("late"))
     live.live._tick()
+    with pytest.raises(TimeoutError):
+        live.live.wait(0.0)
     live.jobs.tell[0](finished("all"))
     live.jobs.tell[0](Progressed(1.0, None))
+    assert live.live.wait(0.0).text == "all"
     assert [type(event) for event in live.events] == [Finished]
 
 
@@ -323,6 +326,8 @@ def test_after_close_nothing_is_told_and_the_reading_ends(live: Live) -> None:
     for tell in live.jobs.tell:
         tell(finished("late"))
     assert live.events == []
+    with pytest.raises(JobCancelled):
+        live.live.wait()
     assert sum(map(len, live._reading)) == 0
 
 
