@@ -46,11 +46,11 @@ def to_vtt(transcript: Transcript, layout: Layout | None = None) -> str:
 def to_tsv(transcript: Transcript) -> str:
     """Give a table: start and end in milliseconds, text; a fourth column if speakers are known."""
     cues = make_cues(transcript)
-    rows = [("start", "end", "text"), *((str(cue.start_ms), str(cue.end_ms), cue.lines[0]) for cue in cues)]
+    rows = ["start\tend\ttext", *(f"{cue.start_ms}\t{cue.end_ms}\t{cue.lines[0]}" for cue in cues)]
     if any(cue.speaker for cue in cues):
         speakers = ("speaker", *(one_line(cue.speaker or "") for cue in cues))
-        rows = [(*row, speaker) for row, speaker in zip(rows, speakers, strict=True)]
-    return "".join("\t".join(row) + "\n" for row in rows)
+        rows = [f"{row}\t{speaker}" for row, speaker in zip(rows, speakers, strict=True)]
+    return "".join(row + "\n" for row in rows)
 
 
 def to_json(transcript: Transcript, *, ascii_only: bool = False) -> str:

@@ -151,14 +151,13 @@ class CanvasASRPipeline(Pipeline):
         """Read one clip: ``{"source": (n,) float32}``, or leave a path to be read as it is transcribed."""
         return {"source": _read(input_)}
 
-    def _forward(
-        self, input_tensors: dict[str, Any], batch_size: int = CHUNKS_TOGETHER, **options: Any
-    ) -> Any:
+    def _forward(self, input_tensors: dict[str, Any], **options: Any) -> Any:
         """Transcribe one clip or, where the pipeline has collated several, their list."""
         given = input_tensors["source"]
         sources = given if isinstance(given, list) else [given]
         clips = [one if isinstance(one, str) else (one, SAMPLE_RATE_HZ) for one in sources]
-        return {"transcripts": self.transcriber.transcribe(clips, batch_size=batch_size, **options)}
+        options = {"batch_size": CHUNKS_TOGETHER} | options
+        return {"transcripts": self.transcriber.transcribe(clips, **options)}
 
     def postprocess(self, model_outputs: Any, return_timestamps: Any = None, **_: Any) -> dict[str, Any]:
         """Give the text, the language where the model tells it, and the times that were asked for."""
