@@ -173,6 +173,8 @@ def products_of_a_pass(
     decoder = transcriber.decoder
     backbone, products = decoder.model.backbone, Counter[Product]()
     ids = torch.zeros(len(prefix.n_prompt), canvas, dtype=torch.long, device=prefix.n_prompt.device)
+    # A pass with another behind it has one before it as well, which conditions it.
+    soft = backbone.get_input_embeddings()(ids).detach() if wants_soft else None
     with torch.no_grad(), _recorded(backbone, products):
         read_pass(
             backbone,
@@ -180,7 +182,7 @@ def products_of_a_pass(
             prefix.cache,
             prefix.n_prompt,
             decoder.vocabulary,
-            None,
+            soft,
             wants_soft=wants_soft,
             canvas_start=decoder.canvas_start,
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
     DiffusionGemmaRMSNorm,
+    DiffusionGemmaSelfConditioning,
     DiffusionGemmaTextExperts,
 )
 
@@ -122,7 +123,7 @@ class SortedTextExperts(DiffusionGemmaTextExperts):
             return output
         experts = top_k_index.flatten()
         order = experts.argsort(stable=True)
-        counts = experts.bincount(minlength=self.num_experts).tolist()
+        counts = experts.bincount(minlength=len(self.gate_up_proj)).tolist()
         tokens = (order // top_k_index.shape[1]).split_with_sizes(counts)
         weights = top_k_weights.reshape(-1, 1)[order].split_with_sizes(counts)
         total = torch.zeros_like(hidden_states)
@@ -133,6 +134,18 @@ class SortedTextExperts(DiffusionGemmaTextExperts):
                 out = nn.functional.linear(self.act_fn(gate).mul_(up), self.down_proj[expert])
                 total.index_add_(0, rows, out.mul_(weight))
         return total
+
+
+class LazySelfConditioning(DiffusionGemmaSelfConditioning):
+    """Self-conditioning that does nothing for a pass without a signal: its products have no bias."""
+
+    def forward(self, inputs_embeds: Tensor, self_conditioning_signal: Tensor | None) -> Tensor:
+        """Add the signal (B, C, D), None for zeros, to the input embeddings (B, C, D)."""
+        if self_conditioning_signal is None:
+            output: Tensor = self.post_norm(inputs_embeds)
+        else:
+            output = super().forward(inputs_embeds, self_conditioning_signal)
+        return output
 
 
 def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
@@ -146,6 +159,9 @@ def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
             module.__class__ = SortedTextExperts
     if _is_plain(backbone.lm_head.weight):
         fuse_norms(backbone)
+        conditioning = backbone.model.decoder.self_conditioning
+        if type(conditioning) is DiffusionGemmaSelfConditioning:
+            conditioning.__class__ = LazySelfConditioning
 
 
 def _is_plain(weight: Tensor) -> bool:
@@ -258,10 +274,11 @@ def denoise(
     decoder = backbone.model.decoder
     start = n_prompt if canvas_start is None else torch.full_like(n_prompt, canvas_start)
     hook = None
-    if soft_embeddings is not None:
+    module: Any = decoder.self_conditioning
+    is_lazy = isinstance(module, LazySelfConditioning) and not torch.is_grad_enabled()
+    if soft_embeddings is not None or is_lazy:
         # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings.
-        signal = soft_embeddings
-        hook = decoder.self_conditioning.register_forward_pre_hook(lambda _module, args: (args[0], signal))
+        hook = module.register_forward_pre_hook(lambda _module, args: (args[0], soft_embeddings))
     try:
         output = decoder(
             decoder_input_ids=canvas,

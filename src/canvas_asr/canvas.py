@@ -117,7 +117,7 @@ def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
     if not scores.is_cpu or scores.shape[-1] % BLOCK:
         best, ids = scores.max(dim=-1)
         return best, ids
-    blocks = scores.unflatten(-1, (-1, BLOCK))
+    blocks = torch.unflatten(scores, -1, (-1, BLOCK))
     best, block = blocks.amax(dim=-1).max(dim=-1)
     inside = blocks.take_along_dim(block[..., None, None], dim=-2)[..., 0, :].argmax(dim=-1)
     return best, block * BLOCK + inside

@@ -126,13 +126,13 @@ class DecodingOptions:
         if self.init in STARTS and self.steps is None:
             object.__setattr__(self, "steps", USUAL_STEPS[self.init])
         for name, allowed in (
-            ("init", (None, *STARTS) if self.init is None else STARTS),
+            ("init", STARTS),
             ("self_conditioning", SELF_CONDITIONING),
             ("acceptance", ACCEPTANCES),
             ("risk", RISKS),
         ):
             value = getattr(self, name)
-            if value not in allowed:
+            if value not in allowed and not (name == "init" and value is None):
                 raise OptionError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
         self._check_whole_numbers()
         for name in ("draft_threshold", "accept_threshold", "gate"):

@@ -206,8 +206,12 @@ def test_a_quickened_backbone_computes_the_same_bit_for_bit(n_tokens: int) -> No
     assert DiffusionGemmaRMSNorm not in kinds
     prompt, canvas, n_prompt = random_ids(2, 9), random_ids(2, n_tokens, seed=1), torch.tensor([9, 4])
     with torch.no_grad():
-        expected, found = (denoise(one, canvas, prefix_of(one, prompt), n_prompt) for one in (stock, quick))
-    assert torch.equal(found, expected)
+        for soft in (None, torch.randn(2, n_tokens, stock.lm_head.in_features)):
+            expected, found = (
+                denoise(one, canvas, prefix_of(one, prompt), n_prompt, soft_embeddings=soft)
+                for one in (stock, quick)
+            )
+            assert torch.equal(found, expected)
     # With gradients the stock code runs, and they are the same too.
     for one in (stock, quick):
         one.requires_grad_(True)
