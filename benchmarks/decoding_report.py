@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from aims import aims_section
 from decoding_speed import SLOW_S
 
 Record = dict[str, Any]
@@ -143,17 +144,7 @@ def markdown(content: Record) -> str:
         "",
         f"with {versions}. What is judged is `{content['ours']}`.",
         "",
-        "## Aims",
-        "",
-        *table(
-            ["What", "Aim", "Measured", "Reached"],
-            [
-                [t["target"], t["aim"], t["measured"], "yes" if t["reached"] else "**no**"]
-                for t in content["targets"]
-            ],
-            4,
-        ),
-        "",
+        *aims_section(content["targets"]),
         *_passes(content),
         *_accuracy(content),
         *_whole(content),

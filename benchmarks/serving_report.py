@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from aims import aims_section
+
 from canvas_asr.card_sections import NONE, table
 
 Record = dict[str, Any]
@@ -121,17 +123,7 @@ def markdown(content: Record) -> str:
         f"The server held {memory['server']:.0f} MiB at most, and its processes that decode uploads "
         f"{memory['children']:.0f} MiB in all.",
         "",
-        "## Aims",
-        "",
-        *table(
-            ["What", "Aim", "Measured", "Reached"],
-            [
-                [t["target"], t["aim"], t["measured"], "yes" if t["reached"] else "**no**"]
-                for t in content["targets"]
-            ],
-            4,
-        ),
-        "",
+        *aims_section(content["targets"]),
         "Live transcription: `python benchmarks/live.py` measures more of it than this run does.",
         "",
         *_cells(content),
