@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,7 +130,8 @@ def test_products_of_a_pass_are_counted_by_hand(modules: dict[str, ModuleType], 
     further = (
         products - without
     )  # the expected embedding, and the self-conditioning that a first pass has not
-    assert further == {(1, n, vocabulary, width): 1, (1, n, width, inner): 2, (1, n, inner, width): 1}
+    conditioning = [(1, n, width, inner), (1, n, width, inner), (1, n, inner, width)]
+    assert further == Counter([(1, n, vocabulary, width), *conditioning])
     assert all(not module._forward_hooks for module in asr.model.modules() if type(module) is nn.Linear)
     found = speed.floor(products, torch.device("cpu"), torch.float32, 1, 32)
     flops = sum(2.0 * b * rows * inner * columns * k for (b, rows, inner, columns), k in products.items())
