@@ -9,18 +9,22 @@ import os
 import pty
 import re
 import struct
+import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
+import fake_transcriber
 import pytest
+from fake_transcriber import FakeTranscriber
 
 from canvas_asr.canvas_view import CanvasView
-from canvas_asr.cli import show_canvas
+from canvas_asr.cli import main, show_canvas
 from canvas_asr.cli.show_canvas import CanvasAnimation, CanvasLines, make_show, pause_seconds
 from canvas_asr.cli.terminal import Piece, fit, n_columns, printable, wrap
 from canvas_asr.errors import AudioError
-from canvas_asr.result import Token
+from canvas_asr.result import Token, Transcript
 
 XTERM = {"TERM": "xterm-256color"}
 # Everything that may be sent to a terminal besides text.
@@ -237,6 +241,22 @@ def test_files_are_shown_one_after_the_other_and_a_bad_one_is_passed(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [f"{x}.wav  pass 1 of 3   90 %  {x}.wav" for x in "ab"]
+
+
+def test_what_is_written_has_timed_words_if_it_would_have_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Shown(FakeTranscriber):
+        def transcribe(self, path: str, *, word_timestamps: bool = False, **_: Any) -> Transcript:
+            return fake_transcriber.read(path, Path(path).read_text(), timed=word_timestamps)
+
+    monkeypatch.setitem(sys.modules, "canvas_asr.transcriber", fake_transcriber.module(Shown(0.0)))
+    (tmp_path / "a.wav").write_text("One two three. Four five six.")
+    command = ["transcribe", str(tmp_path / "a.wav"), "-o", "-", "--output-format", "srt"]
+    assert main(command) == main([*command, "--show-canvas"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("-->") == 2 + 2
+    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
 
 
 def test_after_ctrl_c_the_picture_is_wiped_at_once(terminal, monkeypatch: pytest.MonkeyPatch) -> None:
