@@ -15,9 +15,9 @@ import soundfile
 from running_server import http_client, running
 
 from canvas_asr import Segment, Transcriber, Transcript
+from canvas_asr.scheduling.jobs import Event
+from canvas_asr.scheduling.scheduler import Job, SchedulerStats
 from canvas_asr.serving.app import create_app
-from canvas_asr.serving.jobs import Event
-from canvas_asr.serving.scheduler import Job, SchedulerStats
 from canvas_asr.serving.settings import ServerSettings
 from canvas_asr.serving.uploads import DecoderStats
 

@@ -30,12 +30,12 @@ from .audio_files import SAMPLE_RATE_HZ, Samples, check_rate, to_16k_mono
 from .errors import OptionError
 from .options import DecodingOptions
 from .result import Gap, Segment, Transcript
-from .serving.jobs import Event, Failed, Finished, JobCancelled, Progressed, SegmentReady
-from .serving.scheduler import Busy
+from .scheduling.jobs import Event, Failed, Finished, JobCancelled, Progressed, SegmentReady
+from .scheduling.scheduler import Busy
 from .transcripts import separator
 
 if TYPE_CHECKING:
-    from .serving.scheduler import Job, Scheduler
+    from .scheduling.scheduler import Job, Scheduler
 
 NAME = "the live audio"  # what errors call it
 DRAFT_INTERVAL_S = 0.5  # between two drafts

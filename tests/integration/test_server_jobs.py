@@ -16,9 +16,9 @@ from small_models import small_model, small_processor
 
 from canvas_asr import Transcriber
 from canvas_asr.errors import AudioError
+from canvas_asr.scheduling.jobs import Failed, Finished, JobCancelled, Progressed, SegmentReady
+from canvas_asr.scheduling.scheduler import Busy
 from canvas_asr.serving.app import create_app
-from canvas_asr.serving.jobs import Failed, Finished, JobCancelled, Progressed, SegmentReady
-from canvas_asr.serving.scheduler import Busy
 from canvas_asr.serving.settings import ServerSettings
 
 

@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from canvas_asr import Transcriber, load_audio
+from canvas_asr.scheduling.jobs import Failed
 from canvas_asr.serving.app import create_app
-from canvas_asr.serving.jobs import Failed
 from canvas_asr.serving.settings import ServerSettings
 
 RATE_HZ = 16_000

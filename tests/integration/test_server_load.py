@@ -29,8 +29,8 @@ from small_models import small_model, small_processor
 
 from canvas_asr import Transcriber
 from canvas_asr.checkpoint import save_checkpoint
+from canvas_asr.scheduling.lanes import Lanes
 from canvas_asr.serving.app import create_app
-from canvas_asr.serving.lanes import Lanes
 from canvas_asr.serving.settings import ServerSettings
 
 ROUTE = "/v1/audio/transcriptions"

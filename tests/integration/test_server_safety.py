@@ -27,9 +27,9 @@ from running_server import http_client, openai_client, running
 from small_models import small_model, small_processor
 
 from canvas_asr import Transcriber
+from canvas_asr.scheduling.lanes import Lanes
 from canvas_asr.serving import auth, uploads
 from canvas_asr.serving.app import create_app
-from canvas_asr.serving.lanes import Lanes
 from canvas_asr.serving.settings import ServerSettings
 
 pytestmark = pytest.mark.timeout(300)

@@ -18,8 +18,8 @@ from canvas_asr.piece_batch import PieceBatch
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.recordings import Piece
 from canvas_asr.result import Gap, Transcript
-from canvas_asr.serving.jobs import Event, Failed, Finished
-from canvas_asr.serving.scheduler import Job, Scheduler
+from canvas_asr.scheduling.jobs import Event, Failed, Finished
+from canvas_asr.scheduling.scheduler import Job, Scheduler
 
 RATE_HZ = 16_000
 Samples = NDArray[np.float32]
@@ -63,9 +63,9 @@ class Recorded(PieceBatch):
 def record(monkeypatch: pytest.MonkeyPatch) -> type[Recorded]:
     """What the model does, in steps that do not depend on how fast it is."""
     Recorded.steps, Recorded.before = [], staticmethod(lambda what, pieces: None)  # type: ignore[assignment]
-    monkeypatch.setattr("canvas_asr.serving.scheduler.PieceBatch", Recorded)
-    monkeypatch.setattr("canvas_asr.serving.lanes.STEP_S", float("inf"))
-    monkeypatch.setattr("canvas_asr.serving.lanes.BULK_STEP_S", float("inf"))
+    monkeypatch.setattr("canvas_asr.scheduling.scheduler.PieceBatch", Recorded)
+    monkeypatch.setattr("canvas_asr.scheduling.lanes.STEP_S", float("inf"))
+    monkeypatch.setattr("canvas_asr.scheduling.lanes.BULK_STEP_S", float("inf"))
     return Recorded
 
 

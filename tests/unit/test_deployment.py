@@ -212,8 +212,8 @@ def test_every_metric_that_the_page_names_is_told() -> None:
     pytest.importorskip(
         "fastapi", reason="the server's packages are not installed: pip install -e '.[serve]'"
     )
+    from canvas_asr.scheduling.scheduler import SchedulerStats
     from canvas_asr.serving.metrics import RequestMetrics, SchedulerCollector
-    from canvas_asr.serving.scheduler import SchedulerStats
     from canvas_asr.serving.uploads import DecoderStats
 
     state = SimpleNamespace(

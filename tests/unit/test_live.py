@@ -23,8 +23,8 @@ from canvas_asr.live import (
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
-from canvas_asr.serving.jobs import Failed, Finished, JobCancelled, Progressed, SegmentReady
-from canvas_asr.serving.scheduler import Busy, Scheduler
+from canvas_asr.scheduling.jobs import Failed, Finished, JobCancelled, Progressed, SegmentReady
+from canvas_asr.scheduling.scheduler import Busy, Scheduler
 
 RATE_HZ = 16_000
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -25,8 +25,8 @@ from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.recordings import Piece
-from canvas_asr.serving.jobs import Event, Finished, PassShown, Progressed, SegmentReady
-from canvas_asr.serving.scheduler import Scheduler
+from canvas_asr.scheduling.jobs import Event, Finished, PassShown, Progressed, SegmentReady
+from canvas_asr.scheduling.scheduler import Scheduler
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.recordings import Piece
 from canvas_asr.result import Gap
-from canvas_asr.serving.jobs import Event, Finished, JobCancelled
-from canvas_asr.serving.scheduler import Busy, Scheduler
+from canvas_asr.scheduling.jobs import Event, Finished, JobCancelled
+from canvas_asr.scheduling.scheduler import Busy, Scheduler
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         source = Microphone(options.microphone, options.rate)
     from canvas_asr.live import LiveTranscriber
-    from canvas_asr.serving.scheduler import Scheduler
+    from canvas_asr.scheduling.scheduler import Scheduler
     from canvas_asr.transcriber import load
 
     from .live_screen import Screen

@@ -12,13 +12,13 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from .. import __version__
+from ..scheduling.scheduler import Scheduler
 from . import live, metrics, models, page, transcriptions
 from .auth import KeyGuard
 from .errors import add_error_handlers
 from .form import Served
 from .limits import UploadLimits
 from .metrics import Observer, RequestMetrics, SchedulerCollector
-from .scheduler import Scheduler
 from .settings import ServerSettings
 from .uploads import DecoderPool
 from .work import Admission

@@ -17,10 +17,10 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ..result import Segment, Transcript
+from ..scheduling.jobs import Event, Failed, Finished, PassShown, Progressed, SegmentReady
 from ..transcripts import separator
 from .errors import RequestError, unexpected
 from .form import TranscriptionRequest
-from .jobs import Event, Failed, Finished, PassShown, Progressed, SegmentReady
 from .responses import logprobs, usage
 from .work import Work, raise_failure
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
+from ..scheduling.scheduler import Scheduler
 from .app import create_app
-from .scheduler import Scheduler
 from .settings import ServerSettings
 
 if TYPE_CHECKING:

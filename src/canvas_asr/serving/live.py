@@ -29,12 +29,12 @@ from ..audio_files import SAMPLE_RATE_HZ
 from ..errors import AudioError, OptionError
 from ..live import MOST_WAITING_S, DraftChanged, LiveEvent, LiveTranscriber, StableGrown
 from ..result import Transcript
+from ..scheduling.jobs import Failed
+from ..scheduling.scheduler import Busy
 from .auth import SUBPROTOCOL_PREFIX
 from .errors import RequestError, unexpected
 from .fields import invalid, shown
 from .form import option_error
-from .jobs import Failed
-from .scheduler import Busy
 from .settings import ServerSettings
 from .work import RETRY_S, SHUTTING_DOWN, full, raise_failure, unavailable
 

@@ -14,14 +14,14 @@ from starlette.datastructures import FormData, State, UploadFile
 from starlette.exceptions import HTTPException
 
 from ..errors import CanvasASRError
+from ..scheduling.jobs import Failed
+from ..scheduling.scheduler import Busy
 from .auth import DOCUMENTED_KEY
 from .errors import RequestError
 from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
 from .form import Served, TranscriptionRequest, read_request
-from .jobs import Failed
 from .responses import transcription_response
-from .scheduler import Busy
 from .work import RETRY_S, SHUTTING_DOWN, Work, full, raise_failure, unavailable
 
 MAX_FIELDS = 2048

@@ -14,13 +14,13 @@ from starlette.types import Receive
 
 from ..errors import AudioError, OptionError
 from ..result import Transcript
+from ..scheduling.jobs import Event, Failed, Finished, JobCancelled, PassShown, Progressed
 from .errors import RequestError
 from .form import option_error
-from .jobs import Event, Failed, Finished, JobCancelled, PassShown, Progressed
 from .uploads import AudioTooLong, DecodersBusy
 
 if TYPE_CHECKING:
-    from .scheduler import Job
+    from ..scheduling.scheduler import Job
     from .uploads import DecodedUpload
 
 MAX_SHOWN = 256  # passes that wait for a client to read; further ones it does not see

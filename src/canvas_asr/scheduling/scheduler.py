@@ -6,7 +6,7 @@
         job = scheduler.submit(samples, DecodingOptions(), print)
 
 Every recording is read in a thread of its own, a bounded way ahead of the model. Between two steps of the
-model, each a pass or the encoding of a few new pieces, jobs come and go (:mod:`canvas_asr.serving.lanes`).
+model, each a pass or the encoding of a few new pieces, jobs come and go (:mod:`canvas_asr.scheduling.lanes`).
 What a job gives does not depend on the others: it is token for token that of ``Transcriber.transcribe``.
 """
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """What :meth:`~canvas_asr.serving.scheduler.Scheduler.submit` gives.
+    """What :meth:`~canvas_asr.scheduling.scheduler.Scheduler.submit` gives.
 
     Attributes:
         id: Number of the job, from 1.

@@ -1,0 +1,1 @@
+"""Many transcriptions with one model: jobs whose clips and chunks share passes."""
