@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -41,6 +42,7 @@ RELEASED_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # configuration and tokenizer
+_OFFLINE = threading.RLock()
 _HTTPError: Any = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, as the hub's library has it
 NOT_WRITTEN = (OSError, HFValidationError, _HTTPError)  # what an upload raises
 
@@ -69,6 +71,23 @@ class HubAccess:
             "local_files_only": self.local_files_only,
             "cache_dir": self.cache_dir,
         }
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Make no connection where files are to come from the cache alone, as with ``HF_HUB_OFFLINE=1``.
+
+        Told ``local_files_only``, the hub's library still asks on its own account, for what its User-Agent
+        says. The switch is the process's: other threads are offline too meanwhile.
+        """
+        if not self.local_files_only:
+            yield
+            return
+        with _OFFLINE:
+            before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+            try:
+                yield
+            finally:
+                constants.HF_HUB_OFFLINE = before
 
 
 DEFAULT_ACCESS = HubAccess()
@@ -196,7 +215,8 @@ def fetch(name: str, access: HubAccess) -> Path:
 def _snapshot(name: str, access: HubAccess, patterns: list[str]) -> Path:
     try:
         # Its options have the same names as those of from_pretrained.
-        return Path(snapshot_download(name, allow_patterns=patterns, **access.options(access.revision)))
+        with access.kept():
+            return Path(snapshot_download(name, allow_patterns=patterns, **access.options(access.revision)))
     except HFValidationError as error:
         raise CheckpointError(f"{name}: not a name of the hub ({' '.join(str(error).split())}).") from error
     except (OSError, _HTTPError) as error:

@@ -152,7 +152,7 @@ def read_part_config(kind: type[PreTrainedConfig], part: Part, access: HubAccess
         CheckpointError: If there is none, or it is another kind's.
     """
     try:
-        with quietly():
+        with quietly(), access.kept():
             content, _ = kind.get_config_dict(part.source, **access.options(part.revision))
             found = content.get("model_type")
             if not content:
@@ -232,7 +232,8 @@ def load_part(kind: Any, part: Part, options: LoadOptions, **arguments: Any) -> 
     if options.attn_implementation is not None:
         arguments["attn_implementation"] = options.attn_implementation
     try:
-        with quietly(keep_bars=not Path(source).is_dir()), warnings.catch_warnings():
+        bars = quietly(keep_bars=not Path(source).is_dir())
+        with bars, options.access.kept(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You passed `quantization_config`")
             model, report = kind.from_pretrained(
                 source,

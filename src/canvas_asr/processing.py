@@ -371,11 +371,12 @@ def processor_of_parts(
     """
     part = backbone
     try:
-        tokenizer = load_tokenizer(
-            part.source, config, own_config=config.backbone_config, **access.options(part.revision)
-        )
-        part = encoder
-        extractor = load_feature_extractor(part.source, config, **access.options(part.revision))
+        with access.kept():
+            tokenizer = load_tokenizer(
+                part.source, config, own_config=config.backbone_config, **access.options(part.revision)
+            )
+            part = encoder
+            extractor = load_feature_extractor(part.source, config, **access.options(part.revision))
         part = backbone
         processor = CanvasASRProcessor(extractor, tokenizer)
         check_tokens(processor, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging as python_logging
 import socket
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,9 @@ def test_with_local_files_only_no_address_is_looked_up(
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    if find_spec("huggingface_hub.utils._detect_agent"):  # as in a new process, which has asked nothing yet
+        monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", None)
+        monkeypatch.setattr("huggingface_hub.constants.AGENT_HARNESSES_PATH", str(tmp_path / "agents.json"))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     trained.save_pretrained(tmp_path / "adapter")
     put_in_cache(cache, ADAPTER, tmp_path / "adapter")
