@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from scheduled_jobs import CLIPS, LONG, RATE_HZ, Blocks, Recorded, ask, check_same, record, short_transcriber
+from scheduled_jobs import (
+    CLIPS,
+    LONG,
+    RATE_HZ,
+    Blocks,
+    Recorded,
+    Samples,
+    ask,
+    check_same,
+    record,
+    short_transcriber,
+)
 
 from canvas_asr import AudioError, OptionError, Transcriber
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
+from canvas_asr.read_ahead import ReadAhead
 from canvas_asr.recordings import Piece
 from canvas_asr.result import Gap
-from canvas_asr.scheduling.jobs import Event, Finished, JobCancelled
+from canvas_asr.scheduling.jobs import Event, Failed, Finished, JobCancelled, Progressed
 from canvas_asr.scheduling.scheduler import Busy, Scheduler
 
 
@@ -99,6 +114,64 @@ def test_audio_that_cannot_be_read_ends_its_job(asr: Transcriber, caplog: pytest
     assert isinstance(odd, KeyError)
     assert str(damaged) == "the audio is damaged at 0.2 s: invalid data"
     assert long.gaps == Damaged.gaps
+
+
+class Waiting(Blocks):
+    """Ends, or fails, when it is told to."""
+
+    def __init__(self, samples: Samples, error: Exception | None = None) -> None:
+        super().__init__(samples, error)
+        self.goes_on = threading.Event()
+
+    def __iter__(self) -> Iterator[Samples]:
+        for at in range(0, len(self._samples), 3000):
+            yield self._samples[at : at + 3000]
+        assert self.goes_on.wait(60)
+        if self._error is not None:
+            raise self._error
+
+
+def test_nothing_is_told_behind_a_failure(asr: Transcriber, steps: type[Recorded]) -> None:
+    source = Waiting(LONG, AudioError("cut off"))
+
+    def go_on(what: str, pieces: list[Piece]) -> None:
+        if what == "pass":
+            source.goes_on.set()
+
+    steps.before = staticmethod(go_on)  # type: ignore[assignment]
+    with Scheduler(asr) as scheduler:
+        told = ask(scheduler, source, steps=16, vad=False, shows_passes=True)[1]
+        assert str(told.end()) == "cut off"
+        ask(scheduler, CLIPS[0], steps=16)[1].transcript()  # shares its passes, if there were any left
+    assert isinstance(told.events[-1], Failed)
+
+
+def test_a_stream_that_goes_on_keeps_no_long_job_waiting(asr: Transcriber) -> None:
+    source = Waiting(LONG)
+    with Scheduler(asr, max_batch=2) as scheduler:  # which reads one long job at a time
+        live = ask(scheduler, source, steps=1, vad=False)[1]
+        deadline = time.monotonic() + 60
+        while not live.of(Progressed):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ask(scheduler, LONG, steps=1, vad=False)[1].transcript().audio_s == 7.0
+        assert not live.has_ended.is_set()
+        source.goes_on.set()
+        assert live.transcript().audio_s == 7.0
+
+
+def test_every_job_is_read_by_one_thread(asr: Transcriber, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[ReadAhead[Any]] = []
+
+    def start(*arguments: Any) -> ReadAhead[Any]:
+        started.append(ReadAhead(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr("canvas_asr.scheduling.tasks.ReadAhead", start)
+    with Scheduler(asr, max_batch=1) as scheduler:
+        jobs = [ask(scheduler, clip, steps=4) for clip in CLIPS]
+        assert all(told.transcript() for _, told in jobs)
+    assert len(started) == len(CLIPS)
 
 
 def test_a_full_queue_is_said(asr: Transcriber) -> None:

@@ -268,12 +268,13 @@ class Scheduler:
 
     def _receive(self, tasks: Sequence[Task]) -> None:
         """End jobs that are cancelled, let others be read, and take in what was read."""
-        n_long = sum(task.is_bulk and task.has_started for task in tasks)
+        n_long = sum(task.is_long and task.is_being_read for task in tasks)
         for task in tasks:
             if task.job.is_cancelled:
-                self._lanes.remove(task)
                 task.fail(JobCancelled("the job was cancelled."))
-            elif not task.has_started and (not task.is_bulk or n_long < self._n_long):
-                n_long += task.is_bulk
+            elif not task.has_started and (not task.is_long or n_long < self._n_long):
+                n_long += task.is_long
                 task.start(self._wake)
             task.receive()
+            if task.job.is_done:  # cancelled, or it cannot be read on
+                self._lanes.remove(task)

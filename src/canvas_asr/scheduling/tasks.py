@@ -57,7 +57,9 @@ class Task:
         options: Of decoding, resolved.
         shows_passes: Whether every pass is to be told.
         recording: What is read; None until it is known what that is.
-        is_bulk: Whether it is longer than the model takes at once, as far as is known.
+        is_long: Whether its source says that it is longer than the model takes at once.
+        is_bulk: Whether it is that, as far as is known by now.
+        has_started: Whether its reading has begun, and perhaps ended.
         waiting: Pieces that wait for the model, in order.
         has_begun: Whether the model has seen some of it.
         last_turn: Step at which a piece of it was taken last.
@@ -97,15 +99,16 @@ class Task:
         self._reader = reader
         self._wants_segments = wants_segments
         seconds = len(source) / SAMPLE_RATE_HZ if isinstance(source, np.ndarray) else source.duration_s
-        self.is_bulk = seconds is not None and seconds > reader.max_clip_s
+        self.is_long = self.is_bulk = seconds is not None and seconds > reader.max_clip_s
+        self.has_started = False
         self._reading: ReadAhead[Stretch] | None = None
         self._opened: Recording | None = None  # in the reading thread, before the first stretch
         self._n_told = 0  # segments
         self._told_s = 0.0
 
     @property
-    def has_started(self) -> bool:
-        """Whether it is being read."""
+    def is_being_read(self) -> bool:
+        """Whether there is a thread that reads it."""
         return self._reading is not None
 
     @property
@@ -115,6 +118,7 @@ class Task:
 
     def start(self, on_ready: Callable[[], None]) -> None:
         """Read in a thread; ``on_ready`` is called there whenever there is more."""
+        self.has_started = True
         try:
             self._reading = ReadAhead(self._stretches(), BLOCKS_AHEAD, on_ready)
         except RuntimeError as error:  # the system gives no further thread
