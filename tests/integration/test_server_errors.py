@@ -12,6 +12,8 @@ from fastapi.testclient import TestClient
 from running_server import http_client, openai_client, running
 from scripted_server import AUDIO, ROOT, ROUTE, create, post, refusal, scripted, wav
 from small_models import small_model, small_processor
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from canvas_asr import Transcriber
 from canvas_asr.serving.app import create_app
@@ -59,6 +61,7 @@ def client(address: str) -> Iterator[openai.OpenAI]:
         ("chunking_strategy", "fast"),
         ("chunking_strategy", "[" * 5000),
         ("chunking_strategy", '{"type":"server_vad","threshold":0.2}'),
+        ("chunking_strategy", '{"type":"auto","\\ud800":1}'),  # half a character, which no reply can hold
         ("chunking_strategy[threshold]", "0.2"),
         ("chunking_strategy[type]", "client_vad"),
         ("steps", "0"),  # but with init=draft
@@ -222,3 +225,14 @@ def test_a_wrong_key_and_no_key(asr: Transcriber) -> None:
                 refusal(reply.json())
             assert client.get("/v1/nothing").status_code == 401
             assert client.get("/v1/models", headers={"Authorization": "bearer right"}).status_code == 200
+
+
+def test_a_server_below_a_prefix_asks_for_its_key_there(asr: Transcriber) -> None:
+    app = create_app(asr, ServerSettings(model_names=("small",), api_keys=("right",)))
+    client = TestClient(Starlette(routes=[Mount("/asr", app)]))
+    assert client.get("/asr/health").status_code == 200
+    assert client.get("/asr/").status_code == 200
+    for path in ("/asr/v1/models", "/asr/metrics", "/asr//v1/models"):
+        assert client.get(path).status_code == 401
+    headers = {"Authorization": "Bearer right"}
+    assert client.get("/asr/v1/models", headers=headers).status_code == 200

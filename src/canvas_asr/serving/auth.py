@@ -1,4 +1,4 @@
-"""API keys: who may use what is under ``/v1``, and ``/metrics``.
+"""API keys: who may use the server.
 
 Open to everybody are ``/health``, which load balancers ask without a key; the page, plain files of this
 package that hold no secret and ask their user for the key; and ``/openapi.json``.
@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import error_response
 
-GUARDED = ("/v1", "/metrics")
+OPEN = ("/", "/health", "/openapi.json")
+OPEN_FOLDER = "/page/"
 # For the OpenAPI document alone: the middleware below refuses a request before any route is looked for.
 DOCUMENTED_KEY = Depends(HTTPBearer(auto_error=False, description="Where the server was started with keys."))
 SUBPROTOCOL_PREFIX = "openai-insecure-api-key."  # how OpenAI has browsers send it: they cannot set headers
@@ -64,7 +65,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if not self._keys or scope["type"] not in ("http", "websocket") or not _is_guarded(scope["path"]):
+        if not self._keys or scope["type"] not in ("http", "websocket") or _is_open(scope):
             await self._app(scope, receive, send)
             return
         given = given_key(Headers(scope=scope))
@@ -86,5 +87,8 @@ class KeyGuard:
             await send({"type": "websocket.close", "code": _NOT_ALLOWED, "reason": reason})
 
 
-def _is_guarded(path: str) -> bool:
-    return any(path == prefix or path.startswith(prefix + "/") for prefix in GUARDED)
+def _is_open(scope: Scope) -> bool:
+    """Whether nobody is asked for a key; what is not known to be open is guarded."""
+    prefix = scope.get("root_path", "").rstrip("/")
+    path = scope["path"].removeprefix(prefix)
+    return path in OPEN or path.startswith(OPEN_FOLDER)

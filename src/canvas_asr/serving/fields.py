@@ -218,7 +218,7 @@ def _read_strategy(text: str) -> dict[str, Any]:
 def _check_strategy(strategy: dict[str, Any]) -> None:
     if strategy.get("type") not in ("auto", _SERVER_VAD):
         raise invalid(CHUNKING, f"its type has to be {_SERVER_VAD}.")
-    others = sorted(str(name)[:_SHOWN] for name in strategy if name != "type")
+    others = sorted(shown(name) for name in strategy if name != "type")
     if others:
         raise invalid(
             CHUNKING,
