@@ -131,10 +131,11 @@ def test_a_failure_within_a_stream_is_an_event(asr: Transcriber) -> None:
     assert refusal(json.loads(last.removeprefix("data: ")))["code"] == "invalid_audio"
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, OSError])
 def test_an_error_that_nobody_foresaw_is_a_number_outside_and_a_traceback_inside(
-    asr: Transcriber, caplog: pytest.LogCaptureFixture
+    asr: Transcriber, caplog: pytest.LogCaptureFixture, kind: type[Exception]
 ) -> None:
-    failure = Failed(ZeroDivisionError("/home/secret-name/model.py"))
+    failure = Failed(kind("/home/secret-name/model.py"))
     with scripted(asr, failure) as (address, _), openai_client(address) as client:
         with caplog.at_level(logging.ERROR), pytest.raises(openai.InternalServerError) as failed:
             create(client)
@@ -144,4 +145,4 @@ def test_an_error_that_nobody_foresaw_is_a_number_outside_and_a_traceback_inside
         assert number in error["message"]
         (record,) = (record for record in caplog.records if number in record.getMessage())
         assert record.exc_info is not None
-        assert record.exc_info[0] is ZeroDivisionError
+        assert record.exc_info[0] is kind

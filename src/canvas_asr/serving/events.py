@@ -148,7 +148,7 @@ async def _server_sent(
         yield _DONE
     except RequestError as error:
         yield _event(error.body())
-    except (ClientDisconnect, OSError):
+    except ClientDisconnect:
         raise
     except Exception as error:
         yield _event(unexpected(error, request_id).body())

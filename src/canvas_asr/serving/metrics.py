@@ -81,7 +81,7 @@ class SchedulerCollector(Collector):
         stats, decoders = self._state.scheduler.stats, self._state.decoders.stats
         for name, text, value in (
             ("queued_jobs", "Jobs that wait for their turn.", stats.queued),
-            ("working_jobs", "Jobs that are being read or transcribed.", stats.working),
+            ("working_jobs", "Jobs that the model has begun with.", stats.working),
             ("batch_rows", "Clips and chunks in the batch.", stats.rows),
         ):
             yield GaugeMetricFamily(f"canvas_asr_{name}", text, value)
@@ -130,9 +130,12 @@ class Observer:
         started = time.perf_counter()
         try:
             await self._app(scope, receive, send_numbered)
-        except (ClientDisconnect, OSError):
+        except ClientDisconnect:
             status = CLIENT_GONE
         except Exception as error:
+            if is_answered and isinstance(error, OSError):  # what some servers raise where a client has left
+                status = CLIENT_GONE
+                return
             refusal = unexpected(error, request_id)
             if is_answered:  # too late for more than an end
                 raise
