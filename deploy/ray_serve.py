@@ -33,9 +33,9 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
     def make_app() -> Any:  # called in every replica
         import canvas_asr
         from canvas_asr.serving.app import create_app
-        from canvas_asr.serving.settings import ServerSettings
+        from canvas_asr.serving.settings import ServerSettings, split_keys
 
-        keys = tuple(key for key in os.environ.get(KEYS, "").split(",") if key)
+        keys = split_keys(os.environ.get(KEYS, ""))
         if wants_keys and not keys:
             raise canvas_asr.OptionError(f"{KEYS} is set where this was started, and not on this node.")
         settings = ServerSettings(

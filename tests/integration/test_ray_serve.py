@@ -103,7 +103,7 @@ def test_two_replicas_answer_behind_one_address(tmp_path: Path, short: str) -> N
         check=False,
         env=os.environ
         | {
-            "CANVAS_ASR_API_KEY": "open-sesame",
+            "CANVAS_ASR_API_KEY": "other, open-sesame",
             "PYTHONPATH": str(Path(canvas_asr.__file__).parents[1]),
             "RAY_USAGE_STATS_ENABLED": "0",
             # On a busy machine proxy and replicas would not start in time.

@@ -11,7 +11,7 @@ from typing import Any
 
 from canvas_asr.errors import CanvasASRError
 from canvas_asr.options import STARTS
-from canvas_asr.serving.settings import MIB, ServerSettings
+from canvas_asr.serving.settings import MIB, ServerSettings, split_keys
 
 from .decoding_options import canvas_length
 from .messages import complain
@@ -170,8 +170,7 @@ def server_settings(options: argparse.Namespace) -> ServerSettings:
         for field in fields(ServerSettings)
         if hasattr(options, field.name)
     }
-    listed = [key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",")]
-    given["api_keys"] = tuple([*options.api_keys, *filter(None, listed)])
+    given["api_keys"] = (*options.api_keys, *split_keys(os.environ.get(KEY_VARIABLE, "")))
     given["model_names"] = tuple(options.model_names)
     given["max_upload_bytes"] = int(options.max_upload_mib * MIB)
     return ServerSettings(**given)

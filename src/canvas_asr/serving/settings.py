@@ -22,6 +22,11 @@ _POSITIVE = (
 )
 
 
+def split_keys(text: str) -> tuple[str, ...]:
+    """Give the keys in a text that separates them by commas."""
+    return tuple(key.strip() for key in text.split(",") if key.strip())
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """How the server runs.
