@@ -80,12 +80,12 @@ def inject_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int, alpha: int
 class FusedRMSNorm(DiffusionGemmaRMSNorm):
     """The backbone's RMS norm as one kernel; the stock one takes eight, in float32, as this one computes.
 
-    Where gradients are asked for the stock one runs: training goes on as it began, whatever decoded between.
+    In training the stock one runs: it goes on as it began, whatever decoded between.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., D) over its last dimension."""
-        if torch.is_grad_enabled():
+        if _is_training(hidden_states):
             return super().forward(hidden_states)
         weight: Tensor | None = self.weight if self.with_scale else None
         return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], weight, self.eps)
@@ -107,7 +107,7 @@ class SortedTextExperts(DiffusionGemmaTextExperts):
     """The backbone's experts on a CPU: tokens are sorted by expert once, and few copies of them are made.
 
     The library's grouped product computes the same, bit for bit, but copies every token for each of its
-    experts, and back. Where gradients are asked for, or on a GPU, it runs.
+    experts, and back. In training, or on a GPU, it runs.
     """
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class SortedTextExperts(DiffusionGemmaTextExperts):
             top_k_index: Experts of each token, (N, K) int64.
             top_k_weights: Their weights, (N, K).
         """
-        if torch.is_grad_enabled() or not hidden_states.is_cpu:
+        if _is_training(hidden_states) or not hidden_states.is_cpu:
             output: Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
             return output
         experts = top_k_index.flatten()
@@ -162,6 +162,11 @@ def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
         conditioning = backbone.model.decoder.self_conditioning
         if type(conditioning) is DiffusionGemmaSelfConditioning:
             conditioning.__class__ = LazySelfConditioning
+
+
+def _is_training(hidden_states: Tensor) -> bool:
+    """Whether gradients are asked for, or types are mixed, as in an evaluation during training."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled(hidden_states.device.type)
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -223,6 +223,15 @@ def test_a_quickened_backbone_computes_the_same_bit_for_bit(n_tokens: int) -> No
         assert parameter.grad is None or torch.equal(parameter.grad, other.grad)
 
 
+def test_a_quickened_backbone_computes_the_same_where_types_are_mixed() -> None:
+    stock, quick = (small_model(seed=3).backbone for _ in range(2))
+    quicken(quick)
+    prompt, canvas, n_prompt = random_ids(2, 9), random_ids(2, 5, seed=1), torch.tensor([9, 4])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = (denoise(one, canvas, prefix_of(one, prompt), n_prompt) for one in (stock, quick))
+    assert torch.equal(found, expected)
+
+
 def test_a_backbone_of_another_type_is_not_quickened() -> None:
     backbone = small_model().backbone.to(torch.bfloat16)
     quicken(backbone)
