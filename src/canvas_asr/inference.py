@@ -63,17 +63,18 @@ def transcribe(
     fe: WhisperFeatureExtractor,
     max_steps: int = 16,
 ) -> str:
-    """Transcribe one clip.
+    """Transcribe audio of any length; what is longer than the model takes at once is cut at silences.
 
     Args:
         wav: 16 kHz mono, (N,) float32: a numpy array, or a torch tensor on the CPU.
         model: As :func:`load` gives it.
         tok: Its tokenizer.
         fe: Its feature extractor.
-        max_steps: Denoising passes.
+        max_steps: Denoising passes, from noise.
 
     Raises:
-        AudioError: If the samples are no audio, or longer than the model's limit.
+        AudioError: If the samples are no audio.
+        CheckpointError: If the audio is long, and the model of voice activity detection missing.
         OptionError: If ``max_steps`` is below 1.
     """
     from .audio import SAMPLE_RATE_HZ

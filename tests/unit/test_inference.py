@@ -18,6 +18,7 @@ from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
 
 CLIP = tones(0.7, 3)
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,15 @@ def test_it_gives_what_the_packages_own_interface_gives(folder: Path) -> None:
     assert texts[0] != texts[1]
     assert inference.transcribe(torch.from_numpy(CLIP), model, tok, fe, max_steps=5) == texts[1]
     assert inference.transcribe(CLIP, model, tok, fe) == asr.transcribe((CLIP, 16_000), steps=16).text
+
+
+def test_longer_audio_than_the_model_takes_is_cut(folder: Path) -> None:
+    model, tok, fe = inference.load(folder, device="cpu")
+    model.config.max_audio_s = 2.0
+    wav = canvas_asr.load_audio(EXAMPLES / "en.flac")
+    expected = canvas_asr.Transcriber(model, CanvasASRProcessor(fe, tok)).transcribe((wav, 16_000), steps=1)
+    assert len(expected.segments) > 1
+    assert inference.transcribe(wav, model, tok, fe, max_steps=1) == expected.text
 
 
 def test_bad_input_is_one_error(model: CanvasASRModel, processor: CanvasASRProcessor) -> None:
