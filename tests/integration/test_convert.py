@@ -138,7 +138,7 @@ def test_a_failure_leaves_what_was_there(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "prompt_prefix '<bos><|turn>user\\n' names <|turn>, which is no token of this tokenizer"),
+        ([], "prompt_prefix '<bos><|turn>user\\n<|audio>' names <|turn>, which is no token of"),
         ([*SETTINGS, "--audio-token", "<sound>"], "has no token '<sound>'"),
         ([*SETTINGS, "--projector-activation", "sine"], "projector_activation is 'sine'; choose one of gelu"),
         ([*SETTINGS, "--backbone", "no/such"], "no/such: "),

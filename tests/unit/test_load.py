@@ -280,7 +280,7 @@ def test_a_released_file_is_put_on_the_parts_given(
     assert "projector" in report
     assert guesses.startswith("adapter.pt does not say ")
     assert "lora_alpha" in guesses
-    assert "the prompt that is guessed names <|turn>, <turn|>, which the tokenizer of" in prompt
+    assert "that is guessed names <|turn>, <|audio>, <audio|>, <turn|>, which the tokenizer of" in prompt
     assert "--prompt-prefix" in prompt
 
 

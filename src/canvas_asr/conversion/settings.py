@@ -13,10 +13,10 @@ from canvas_asr.processing import CanvasASRProcessor
 from .files import Value
 
 # Text before and after the audio slots, in the control tokens of the backbone's tokenizer; the first is the
-# default.
+# default: audio between the tokens that open and close it, as transformers' processor of Gemma 4 has it.
 FRAMINGS: dict[str, tuple[str, str]] = {
-    "turn": ("<bos><|turn>user\n", "Transcribe the audio.<turn|>\n<|turn>model\n"),
     "marked": ("<bos><|turn>user\n<|audio>", "<audio|>Transcribe the audio.<turn|>\n<|turn>model\n"),
+    "turn": ("<bos><|turn>user\n", "Transcribe the audio.<turn|>\n<|turn>model\n"),
     "text-first": ("<bos><|turn>user\nTranscribe the audio.", "<turn|>\n<|turn>model\n"),
     "bare": ("<bos>", ""),
 }
@@ -29,8 +29,9 @@ class ImportSettings:
     Attributes:
         lora_alpha: LoRA scale times the rank; guess: what the file states, else twice the rank.
         projector_activation: Guess: ``gelu`` for convolutions, ``silu`` for the MLP.
-        prompt_prefix: Text before the audio slots; guess: a user's turn.
-        prompt_suffix: Text after them; guess: the request, and the start of the model's turn.
+        prompt_prefix: Text before the audio slots; guess: a user's turn, and the token that opens audio.
+        prompt_suffix: Text after them; guess: the token that closes audio, the request, and the start of the
+            model's turn.
         audio_token: Placeholder of an audio token; guess: ``<|audio|>``.
         language_tag_place: ``canvas`` or ``none``; guess: ``none``.
         blank_token_id: CTC blank; guess: the backbone's padding token.
