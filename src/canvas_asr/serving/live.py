@@ -36,7 +36,7 @@ from .errors import RequestError, unexpected
 from .fields import invalid, shown
 from .form import option_error
 from .settings import ServerSettings
-from .work import RETRY_S, SHUTTING_DOWN, full, raise_failure, unavailable
+from .work import full, raise_failure, stopping
 
 # Close codes of RFC 6455 and IANA's registry, by the status that a request would get; of others, 1008.
 DONE, REFUSED = 1000, 1008
@@ -94,7 +94,7 @@ async def transcribe_live(websocket: WebSocket) -> None:
     await websocket.accept(_subprotocol(websocket))
     try:
         if websocket.app.state.is_draining:
-            raise unavailable(SHUTTING_DOWN, RETRY_S, code="server_stopping")
+            raise stopping()
         _check_origin(websocket)
         request = LiveRequest.parse(websocket.query_params)
         with _place(websocket.app.state):

@@ -22,7 +22,7 @@ from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
 from .form import Served, TranscriptionRequest, read_request
 from .responses import transcription_response
-from .work import RETRY_S, SHUTTING_DOWN, Work, full, raise_failure, unavailable
+from .work import Work, full, raise_failure, stopping
 
 MAX_FIELDS = 2048
 MAX_FIELD_BYTES = 64 << 10
@@ -78,7 +78,7 @@ async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionReq
         RequestError: If it is refused.
     """
     if state.is_draining:
-        raise unavailable(SHUTTING_DOWN, RETRY_S, code="server_stopping")
+        raise stopping()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise RequestError(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -94,6 +94,8 @@ async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionReq
             await asyncio.get_running_loop().run_in_executor(state.starters, start)
         except Busy as error:
             work.release()
+            if state.is_draining:
+                raise stopping() from error
             raise full(error.retry_after_s) from error
         except CanvasASRError as error:
             work.release()
@@ -142,6 +144,8 @@ def _read(form: FormData, served: Served) -> tuple[TranscriptionRequest, BinaryI
 
 def _start(state: State, work: Work, asked: TranscriptionRequest, file: BinaryIO) -> None:
     """Decode the audio as far as is done at once, and queue it; blocks."""
+    if not work.is_wanted:  # by now, behind others that were decoded: who waits for its events is told why
+        return
     upload = state.decoders.open(file, max_audio_s=state.settings.max_audio_s)
     try:
         job = state.scheduler.submit(

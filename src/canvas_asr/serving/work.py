@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .uploads import DecodedUpload
 
 MAX_SHOWN = 256  # passes that wait for a client to read; further ones it does not see
-RETRY_S = 1
-SHUTTING_DOWN = "The server is being stopped; try again."
+RETRY_S = 1  # another server takes the place of one that is being stopped
 
 
 class Admission:
@@ -80,6 +79,7 @@ class Work:
         self._deadline = self._loop.time() + timeout_s
         self._timeout_s = timeout_s
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()  # None: the client is gone
+        self._has_left = False  # the client
         self._watcher = self._loop.create_task(self._watch(receive))
         self._changing = threading.Lock()
         self._held: tuple[DecodedUpload, Job] | None = None
@@ -97,6 +97,11 @@ class Work:
         """Take an event, in any thread."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._put, event)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for it and it has time left; may be asked in any thread."""
+        return not self._has_left and self.left_s > 0
 
     @property
     def left_s(self) -> float:
@@ -168,6 +173,7 @@ class Work:
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        self._has_left = True
         self._put(None)
 
 
@@ -191,15 +197,19 @@ def raise_failure(error: Exception) -> NoReturn:
     if isinstance(error, OptionError):
         raise option_error(error) from error
     if isinstance(error, JobCancelled):
-        raise unavailable(SHUTTING_DOWN, RETRY_S, code="server_stopping") from error
+        raise stopping() from error
     if isinstance(error, DecodersBusy):
         message = "All audio decoders of the server are at work; try again."
-        raise unavailable(message, error.retry_after_s, code="server_busy") from error
+        raise _unavailable(message, error.retry_after_s, code="server_busy") from error
     raise error
 
 
-def unavailable(message: str, retry_after_s: int, *, code: str) -> RequestError:
-    """Give the error of a server that cannot serve now."""
+def stopping() -> RequestError:
+    """Give the error of a server that is being stopped."""
+    return _unavailable("The server is being stopped; try again.", RETRY_S, code="server_stopping")
+
+
+def _unavailable(message: str, retry_after_s: int, *, code: str) -> RequestError:
     return RequestError(
         HTTPStatus.SERVICE_UNAVAILABLE, message, code=code, headers={"Retry-After": str(retry_after_s)}
     )
