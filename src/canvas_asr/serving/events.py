@@ -21,7 +21,7 @@ from ..scheduling.jobs import Event, Failed, Finished, PassShown, Progressed, Se
 from ..transcripts import separator
 from .errors import RequestError, unexpected
 from .form import TranscriptionRequest
-from .responses import logprobs, usage
+from .responses import logprobs
 from .work import Work, raise_failure
 
 SEND_S = 10.0  # for the last events, when the time for the work is over
@@ -78,10 +78,11 @@ class TranscriptEvents:
         if self._asked.canvas:
             fields = {name: value for name, value in transcript.to_dict().items() if name != "file"}
             events.append({"type": "canvas.transcript", **fields})
+        # Without usage: OpenAI's schema has it in tokens here, which nobody counts.
         done: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
         if self._asked.logprobs:
             done["logprobs"] = logprobs(transcript.tokens)
-        return [*events, {**done, "usage": usage(transcript)}]
+        return [*events, done]
 
     def _pass(self, shown: PassShown) -> dict[str, Any]:
         view = shown.view
