@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -354,6 +355,20 @@ def test_sampling_leaves_the_prefix_as_it_is(model: CanvasASRModel) -> None:
     sample(model.backbone, prefix, torch.tensor([10]), words, SamplerConfig(3, 8), clip_keys=[0])
     for layer, kept in zip(prefix.layers, before.layers, strict=True):
         assert torch.equal(layer.keys, kept.keys)
+
+
+def test_no_logits_are_kept_between_passes(model: CanvasASRModel) -> None:
+    def kept() -> list[tuple[int, ...]]:
+        tensors = [thing for thing in gc.get_objects() if type(thing) is Tensor and thing.dim() > 1]
+        return [tuple(tensor.shape) for tensor in tensors if tensor.shape[-1] == 4096]
+
+    seen, before = [], kept()
+    with torch.no_grad():
+        _, prefix = encode_prefix(model.backbone, torch.randn(1, 10, model.config.hidden_size))
+    words = Vocabulary(4096, EOS, (), torch.ones(4096, dtype=torch.bool))
+    options = {"clip_keys": [0], "on_pass": lambda *_: seen.append(kept())}
+    sample(model.backbone, prefix, torch.tensor([10]), words, SamplerConfig(3, 8), **options)
+    assert seen == [before] * 3
 
 
 def test_entropy_is_that_of_the_allowed_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
