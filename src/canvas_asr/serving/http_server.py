@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
+from ..errors import CanvasASRError
 from ..scheduling.scheduler import Scheduler
 from .app import create_app
 from .settings import ServerSettings
@@ -90,11 +91,14 @@ def serve(
         on_ready: Called once the server can be reached.
 
     Raises:
+        CanvasASRError: If it could not be started.
         OptionError: If the model cannot follow the options of decoding in the settings.
     """
     server = make_server(create_app(transcriber, settings), on_ready)
     with _stopped_quietly():
         server.run([listener])
+    if not server.started:  # newer versions of uvicorn end the program themselves, with 3
+        raise CanvasASRError("the server could not be started; the log above says why.")
 
 
 @contextmanager
