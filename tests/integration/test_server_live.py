@@ -59,7 +59,7 @@ def address(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def impatient(asr: Transcriber) -> Iterator[str]:
-    settings = {**SETTINGS, "max_batch": 1, "max_audio_s": 4.0, "upload_timeout_s": 0.5}
+    settings = {**SETTINGS, "max_batch": 1, "max_audio_s": 4.0, "upload_timeout_s": 1.5}
     with running(create_app(asr, ServerSettings(**settings))) as address:
         yield address
 

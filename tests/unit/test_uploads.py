@@ -257,7 +257,7 @@ def test_who_finds_no_decoder_free_is_told_when_to_come_again(
     speech: Path, lecture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "MAX_PARKED", 0)
-    pool = DecoderPool(1, max_file_s=0.3)
+    pool = DecoderPool(1, max_file_s=1.0)
     pool.start()
     upload = pool.open(lecture)
     with pytest.raises(DecodersBusy) as caught:
