@@ -46,8 +46,10 @@ export class Recorder {
   /** End; give what was recorded. */
   async stop() {
     const ended = new Promise((resolve) => this.media.addEventListener("stop", resolve, { once: true }));
-    this.media.stop();
-    await ended;
+    if (this.media.state !== "inactive") { // as it is where the microphone was unplugged
+      this.media.stop();
+      await ended;
+    }
     this.#release();
     const bytes = await new Blob(this.parts).arrayBuffer();
     const sound = await new OfflineAudioContext(1, 1, RATE_HZ).decodeAudioData(bytes);
@@ -56,7 +58,7 @@ export class Recorder {
 
   /** End, and keep nothing. */
   discard() {
-    this.media.stop();
+    if (this.media.state !== "inactive") this.media.stop();
     this.#release();
   }
 
