@@ -325,8 +325,8 @@ token ids.
 A real pass takes longer: thousands of kernels, matrix products below their best rate, and the tensors between
 them (norms, rotations, expert gathers, the logits of 262,144 tokens). No share of the floor is promised here;
 the table of targets says which one each of them needs. One clip at a time is bound by reading weights, which
-CUDA graphs help; 32 clips are bound by arithmetic, where 60 % of the floor also asks for the work between the
-matrix products to be fused.
+CUDA graphs help; 32 clips are bound by arithmetic, at the datasheet's rate, which real matrix products stay
+below.
 """
 
 
