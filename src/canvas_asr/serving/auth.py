@@ -89,6 +89,6 @@ class KeyGuard:
 
 def _is_open(scope: Scope) -> bool:
     """Whether nobody is asked for a key; what is not known to be open is guarded."""
-    prefix = scope.get("root_path", "").rstrip("/")
-    path = scope["path"].removeprefix(prefix)
+    prefix: str = scope.get("root_path", "").rstrip("/")
+    path: str = scope["path"].removeprefix(prefix)
     return path in OPEN or path.startswith(OPEN_FOLDER)

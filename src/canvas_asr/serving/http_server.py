@@ -22,7 +22,7 @@ from .settings import ServerSettings
 if TYPE_CHECKING:
     from ..transcriber import Transcriber
 
-MARGIN_S = 2.0  # of the time to drain, for the model's present pass and what is left to send
+MARGIN_S = 2.0  # of the time to drain, or half of it, for the model's present pass and what is left to send
 
 
 class HTTPServer(uvicorn.Server):
@@ -48,7 +48,8 @@ class HTTPServer(uvicorn.Server):
         """Refuse what is new, and wait for what is in work; what takes too long is told so and ended."""
         state = self.config.app.state  # type: ignore[union-attr]
         state.is_draining = True
-        late = asyncio.create_task(_end_jobs(state.scheduler, state.settings.drain_s - MARGIN_S))
+        drain_s = state.settings.drain_s
+        late = asyncio.create_task(_end_jobs(state.scheduler, max(drain_s / 2, drain_s - MARGIN_S)))
         try:
             await super().shutdown(sockets)
         finally:
