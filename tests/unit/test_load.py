@@ -21,6 +21,7 @@ from canvas_asr.checkpoint import adapter_state, assemble, save_checkpoint
 from canvas_asr.conversion import ImportSettings
 from canvas_asr.conversion.convert import convert
 from canvas_asr.modeling import CanvasASRModel
+from canvas_asr.options import DecodingOptions
 from canvas_asr.parts import OtherParts
 from canvas_asr.processing import CanvasASRProcessor
 
@@ -273,6 +274,8 @@ def test_a_released_file_is_put_on_the_parts_given(
     state = adapter_state(loaded.model)
     assert all(torch.equal(tensor, state[name]) for name, tensor in adapter_state(trained).items())
     assert loaded.model.config.projector_width == 24
+    by_itself = loaded.decoder.resolve(DecodingOptions())
+    assert (by_itself.init, by_itself.steps) == ("noise", 8)  # as its authors decode
     assert loaded.transcribe((tones(0.5, 0), RATE_HZ), steps=1).passes == 1
     report, guesses, prompt = (
         record.getMessage() for record in caplog.records if record.name == "canvas_asr.loading"
