@@ -114,4 +114,5 @@ def test_core_installation_needs_no_extra(metadata: Message) -> None:
     core = {requirement.name for requirement in requirements if requirement.marker is None}
     assert {"av", "numpy", "peft", "safetensors", "torch", "transformers"} <= core
     assert not core & {"accelerate", "fastapi", "jiwer", "pypinyin", "pytest", "whisper-normalizer"}
-    assert {"train", "eval", "plot", "ray", "serve", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    extras = {"train", "eval", "listen", "plot", "ray", "serve", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras

@@ -91,7 +91,7 @@ def test_watching_changes_nothing_and_its_time_is_not_counted(
     asr: Transcriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("canvas_asr.long_form.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("canvas_asr.piece_batch.time.perf_counter", lambda: clock[0])
 
     def dawdle(_: CanvasView) -> None:
         clock[0] += 100.0

@@ -215,14 +215,13 @@ def test_a_bomb_is_refused_in_bounded_memory(pool: DecoderPool, tmp_path: Path, 
     before, child_before = rss_mib(), rss_mib(child)
     reset_peak()
     reset_peak(child)
-    n_samples, child_peak = 0, 0.0
+    child_peak, is_refused = 0.0, False
     try:
-        for samples in pool.open(path, max_audio_s=40.0):
-            n_samples += len(samples)
+        for _ in pool.open(path, max_audio_s=40.0):
             child_peak = max(child_peak, rss_mib(child, peak=True))
     except AudioTooLong:
-        n_samples += 1
-    assert n_samples % 16_000 == 1, "it was not refused"
+        is_refused = True
+    assert is_refused
     assert rss_mib(peak=True) - before < 50
     assert child_peak - child_before < 250
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import error_response
 
 LINGER_S = 2.0  # in which the rest of a body may come, for clients read no answer before they have sent all
+DELIVERY_S = 0.25  # for an answer to a body that nobody reads: closing discards what is not delivered yet
 _MIB = 1 << 20
 _COMPRESS = "compress the audio, to FLAC or Opus say"
 
@@ -141,4 +142,12 @@ class _LimitedBody:
             response = error_response(
                 status, message, param="file", code=code, headers={"connection": "close"}
             )
-            await response(self._scope, self._receive, self._send)
+            await response(self._scope, self._receive, self._deliver)
+
+    async def _deliver(self, message: Message) -> None:
+        """Send a part of an answer, and leave it time to arrive before the connection is closed."""
+        if message["type"] == "http.response.body":
+            await self._send({**message, "more_body": True})
+            await asyncio.sleep(DELIVERY_S)
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
