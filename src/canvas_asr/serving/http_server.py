@@ -75,6 +75,9 @@ def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=math.ceil(app.state.settings.drain_s),
+        # Named, so that what else is installed changes nothing.
+        http="h11",
+        loop="asyncio",
         ws="websockets-sansio",
     )
     return HTTPServer(config, on_ready)
