@@ -15,6 +15,7 @@ from .errors import CheckpointError, OptionError
 from .hub import CONFIG_NAME, MODEL_TYPE, UNREADABLE, cannot_load
 from .languages import LANGUAGES
 from .options import RELEASED_INIT, DecodingOptions
+from .projector_layers import describe_layers, parse_layers, stride_of, width_of
 
 try:
     from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, PreTrainedConfig, WhisperConfig
@@ -24,10 +25,10 @@ except ImportError as _error:
         "pip install 'transformers>=5.17'."
     ) from _error
 
-PROJECTOR_KINDS = ("conv", "stack_mlp")
+PROJECTOR_KINDS = ("conv", "stack_mlp", "chain")
 # Names of transformers' activations, and each kind's own.
 PROJECTOR_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
-ACTIVATION_OF_KIND = {"conv": "gelu", "stack_mlp": "silu"}
+ACTIVATION_OF_KIND = {"conv": "gelu", "stack_mlp": "silu", "chain": "gelu"}
 LANGUAGE_TAG_PLACES = ("canvas", "none")
 AUDIO_FRONT_ENDS = ("whisper", "waveform")
 AUDIO_POSITIONS = ("frames", "spikes")
@@ -55,11 +56,15 @@ class CanvasASRConfig(PreTrainedConfig):
             40 ms, 640 samples each, straight to the projector, and the audio encoder is not run: the variant
             that the released system's authors report as failed, for comparison.
         projector_kind: ``conv``: stride-2 convolutions and a linear map (the released shape).
-            ``stack_mlp``: LayerNorm, stacked frames, SiLU MLP.
-        projector_width: Channels of the convolutions, or hidden width of the MLP.
-        projector_stride: Encoder frames per audio token: a power of two for ``conv``.
-        projector_activation: After each convolution, or between the linear maps; None: ``gelu`` for ``conv``,
-            ``silu`` for ``stack_mlp``.
+            ``stack_mlp``: LayerNorm, stacked frames, SiLU MLP. ``chain``: the layers of ``projector_layers``.
+        projector_width: Channels of the convolutions, or hidden width of the MLP; of a chain it is what its
+            first layer gives, whatever is given here.
+        projector_stride: Encoder frames per audio token: a power of two for ``conv``; of a chain it follows
+            from its convolutions.
+        projector_activation: After each convolution, or between the linear maps, or where a chain says so;
+            None: ``gelu`` for ``conv`` and ``chain``, ``silu`` for ``stack_mlp``.
+        projector_layers: Layers of a chain in their order, ``linear 1280``, ``conv 1280``, ``norm`` and
+            ``activation`` (:mod:`canvas_asr.projector_layers`).
         lora_rank: Rank of the LoRA matrices on q, k, v, o of every layer, encoder and decoder apart; 0: none,
             so that the adapter is the projector and the CTC tap alone.
         lora_alpha: LoRA scale is ``lora_alpha / lora_rank``.
@@ -109,6 +114,7 @@ class CanvasASRConfig(PreTrainedConfig):
         projector_width: int = 512,
         projector_stride: int = 2,
         projector_activation: str | None = None,
+        projector_layers: list[str] | None = None,
         lora_rank: int = 16,
         lora_alpha: int = 32,
         audio_positions: str = "frames",
@@ -146,6 +152,10 @@ class CanvasASRConfig(PreTrainedConfig):
         self.projector_width = projector_width
         self.projector_stride = projector_stride
         self.projector_activation = projector_activation or ACTIVATION_OF_KIND.get(projector_kind, "gelu")
+        self.projector_layers = projector_layers
+        if projector_kind == "chain":
+            layers = parse_layers(projector_layers, self.d_audio, self.hidden_size)
+            self.projector_width, self.projector_stride = width_of(layers), stride_of(layers)
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.audio_positions = audio_positions
@@ -190,6 +200,13 @@ class CanvasASRConfig(PreTrainedConfig):
         return self.audio_front_end == "waveform"
 
     @property
+    def projector_described(self) -> str:
+        """The projector in a few words, its stride apart."""
+        if self.projector_layers:
+            return f"chain of {describe_layers(self.projector_layers, self.projector_activation)}"
+        return f"{self.projector_kind}, {self.projector_width} wide"
+
+    @property
     def decoding(self) -> DecodingOptions:
         """How clips are decoded where a call gives no options."""
         return DecodingOptions().resolved(self.decoding_init, self.decoding_steps)
@@ -207,6 +224,10 @@ class CanvasASRConfig(PreTrainedConfig):
         for key, value, allowed in choices:
             if value not in allowed:
                 raise ValueError(f"{key} is {value!r}; choose one of {', '.join(allowed)}.")
+        if self.projector_layers is not None and self.projector_kind != "chain":
+            raise ValueError(
+                f"projector_layers is given; projector_kind is {self.projector_kind!r}, not 'chain'."
+            )
         if self.prompt_context is not None and self.prompt_context.count(CONTEXT_PLACE) != 1:
             raise ValueError(f"prompt_context is {self.prompt_context!r}; write {CONTEXT_PLACE} in it once.")
         for key in ("projector_width", "projector_stride", "canvas_length", "max_canvas_length"):

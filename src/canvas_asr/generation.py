@@ -78,7 +78,7 @@ def generate(
         raise OptionError(
             f"input_features have shape {tuple(input_features.shape)}; this model takes (B, {n_mels}, T)."
         )
-    device = model.projector.out.weight.device
+    device = model.projector.device
     if attention_mask is None:
         n_mel = torch.full((len(input_features),), input_features.shape[-1])
     else:

@@ -67,7 +67,7 @@ class PieceBatch:
             Halves of those that need no pass and were cut.
         """
         started = time.perf_counter()
-        device = self._decoder.model.projector.out.weight.device
+        device = self._decoder.model.projector.device
         mel, n_mel = self._decoder.processor.features([piece.chunk.samples for piece in new])
         self._batch.add(mel.to(device), n_mel.to(device), new, options=options)
         return self._settle(new, started)

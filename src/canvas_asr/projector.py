@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from .configuration import CanvasASRConfig
 from .encoder import length_mask
+from .projector_layers import ChainLayer, parse_layers
 
 
 class AudioProjector(nn.Module):
@@ -37,10 +38,18 @@ class AudioProjector(nn.Module):
                 for i in range(n_convs)
             )
             self.out = nn.Linear(channels[-1], config.hidden_size)
+        elif self.kind == "chain":
+            self.chain = parse_layers(config.projector_layers, self.d_audio, config.hidden_size)
+            self.layers = nn.ModuleList(_layer(layer) for layer in self.chain if layer.kind != "activation")
         else:
             self.norm = nn.LayerNorm(self.d_audio)
             self.hidden = nn.Linear(self.d_audio * self.stride, width)
             self.out = nn.Linear(width, config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     def n_audio_tokens(self, n_frames: Tensor) -> Tensor:
         """How many audio tokens clips of ``n_frames`` encoder frames give, (B,) int64."""
@@ -64,6 +73,8 @@ class AudioProjector(nn.Module):
         frames = frames * length_mask(n_frames, frames.shape[1])[..., None]
         if self.kind == "conv":
             return self._convolve(frames, n_frames), self.n_audio_tokens(n_frames)
+        if self.kind == "chain":
+            return self._run_chain(frames, n_frames), self.n_audio_tokens(n_frames)
         hidden = self.norm(frames) * length_mask(n_frames, frames.shape[1])[..., None]
         hidden = nn.functional.pad(hidden, (0, 0, 0, -hidden.shape[1] % self.stride))
         hidden = hidden.reshape(hidden.shape[0], -1, self.d_audio * self.stride)  # (B, A, stride * d_audio)
@@ -78,6 +89,27 @@ class AudioProjector(nn.Module):
             hidden = hidden * length_mask(n_valid, hidden.shape[-1])[:, None, :]
         projected: Tensor = self.out(hidden.transpose(1, 2))
         return projected
+
+    def _run_chain(self, hidden: Tensor, n_valid: Tensor) -> Tensor:
+        """One layer after the other, (B, T, d_audio) to (B, A, D); convolutions see padding as zero."""
+        modules = iter(self.layers)
+        for layer in self.chain:
+            if layer.kind == "activation":
+                hidden = self.activation(hidden)
+            elif layer.kind == "conv":
+                hidden = hidden * length_mask(n_valid, hidden.shape[1])[..., None]
+                hidden = next(modules)(hidden.transpose(1, 2)).transpose(1, 2)
+                n_valid = (n_valid + 1) // 2
+            else:
+                hidden = next(modules)(hidden)
+        return hidden
+
+
+def _layer(layer: ChainLayer) -> nn.Module:
+    """A layer of a chain that has weights."""
+    if layer.kind == "conv":
+        return nn.Conv1d(layer.n_in, layer.n_out, kernel_size=3, stride=2, padding=1)
+    return nn.Linear(layer.n_in, layer.n_out) if layer.kind == "linear" else nn.LayerNorm(layer.n_in)
 
 
 class CTCTap(nn.Module):

@@ -158,7 +158,7 @@ class Transcriber:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.projector.out.weight.device
+        return self.model.projector.device
 
     def read(self, source: AudioSource, sample_rate_hz: int | None = None) -> Samples:
         """Read one clip that the model can take at once; see :func:`canvas_asr.load_audio`.

@@ -90,8 +90,7 @@ def _geometry(config: CanvasASRConfig, hop_length: int) -> dict[str, Any]:
             f"{encoder.num_mel_bins} mel bins, {frames_per_s:g} frames a second"
         ),
         "projector": (
-            f"{config.projector_kind}, {config.projector_width} wide, "
-            f"{frames_per_s / config.projector_stride:g} audio tokens a second"
+            f"{config.projector_described}, {frames_per_s / config.projector_stride:g} audio tokens a second"
         ),
         "in the prompt": f"{_IN_PROMPT[config.audio_embeddings]}, {_POSITIONS[config.audio_positions]}",
         "backbone": (

@@ -233,7 +233,7 @@ def _losses(
     model: CanvasASRModel, processor: CanvasASRProcessor, samples: Samples, text: str, language: str | None
 ) -> Losses:
     """Losses of one text given some audio."""
-    config, device = model.config, model.projector.out.weight.device
+    config, device = model.config, model.projector.device
     mel, n_mel = (tensor.to(device) for tensor in processor.features([samples]))
     tokens, n_audio = model.audio_tokens(mel, n_mel)
     ids, n_ids = (tensor.to(device) for tensor in pad_ids([_text_ids(processor, text)], 0))

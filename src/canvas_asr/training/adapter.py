@@ -51,6 +51,7 @@ GEOMETRY = (
     "projector_width",
     "projector_stride",
     "projector_activation",
+    "projector_layers",
     "blank_token_id",
 )
 LORA_GEOMETRY = ("lora_rank", "lora_alpha")
