@@ -72,7 +72,7 @@ async def create_transcription(request: Request) -> Response:
 
 
 async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionRequest]:
-    """Read a request and have its audio decoded and queued.
+    """Look at a request before its body is read, and go on with those that are let in.
 
     Raises:
         RequestError: If it is refused.
@@ -85,7 +85,16 @@ async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionReq
             f"The body has to be a form, {_FORM}, with the parts file and model.",
             code="unsupported_media_type",
         )
-    state.admission.check()
+    with state.admission.arriving():
+        return await _queue(request, state)
+
+
+async def _queue(request: Request, state: State) -> tuple[Work, TranscriptionRequest]:
+    """Receive a form, and have its audio decoded and queued.
+
+    Raises:
+        RequestError: If it is refused.
+    """
     async with _form(request) as form:
         asked, file = _read(form, state.served)
         work = Work(request.receive, state.settings.request_timeout_s, state.admission)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from ..scheduling.scheduler import Job
     from .uploads import DecodedUpload
 
+MORE_ARRIVING = 64  # bodies on their way, beside as many as there are places: each may be a file on the disk
 MAX_SHOWN = 256  # passes that wait for a client to read; further ones it does not see
 RETRY_S = 1  # another server takes the place of one that is being stopped
 
 
 class Admission:
-    """Counts requests from when their bodies have come until they are answered.
+    """Counts bodies that arrive, and requests from when theirs has come until they are answered.
 
     The scheduler refuses jobs, but a job is made once its audio is decoded: a crowd is to be told at once.
     """
@@ -42,7 +43,23 @@ class Admission:
         """
         self._capacity = capacity
         self._retry_after_s = retry_after_s
-        self._n_admitted = 0
+        self._n_admitted = self._n_arriving = 0
+
+    @contextmanager
+    def arriving(self) -> Iterator[None]:
+        """Count a request from before its body is read until nothing of it is on the disk.
+
+        Raises:
+            RequestError: If there is no place for it, or too many bodies are on their way.
+        """
+        self.check()
+        if self._n_arriving >= self._capacity + MORE_ARRIVING:
+            raise full(self._retry_after_s())
+        self._n_arriving += 1
+        try:
+            yield
+        finally:
+            self._n_arriving -= 1
 
     def check(self) -> None:
         """Raise RequestError if nobody is let in now."""
