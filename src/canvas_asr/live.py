@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 NAME = "the live audio"  # what errors call it
 DRAFT_INTERVAL_S = 0.5  # between two drafts
-DRAFT_SHARE = 1 / 3  # of the time that drafts may take, however slow they are
+DRAFT_SHARE = 1 / 3  # of the time that the drafts of all streams may take, however slow they are
 LONGEST_DRAFT_S = 60.0  # of audio; so much without a stable text means that the model is behind
 MIN_NEW_SAMPLES = SAMPLE_RATE_HZ // 10  # since the last draft
 BEHIND_S = 1.0  # of audio that waits to be read
@@ -247,7 +247,9 @@ class LiveTranscriber:
         self._drafted = 0  # samples that were read when the last draft was asked for
         self._next_draft = 0.0  # time before which none is due
         self.audio = LiveAudio(sample_rate_hz, self._tick)
-        self._job = scheduler.submit(self.audio, options, self._take, vad=vad, wants_segments=True)
+        self._job = scheduler.submit(
+            self.audio, options, self._take, vad=vad, wants_segments=True, is_live=True
+        )
 
     @property
     def is_over(self) -> bool:
@@ -361,11 +363,11 @@ class LiveTranscriber:
 
     def _end_draft(self, draft: _Draft) -> None:
         """Make room for the next draft, which is due the later the longer this one has taken."""
-        now = time.monotonic()
+        now, n_streams = time.monotonic(), max(1, self._scheduler.n_live)
         with self._lock:
             self._draft = None
             if draft.n_stable == self._n_stable:
-                wait_s = max(DRAFT_INTERVAL_S, (now - draft.began) / DRAFT_SHARE)
+                wait_s = max(DRAFT_INTERVAL_S, n_streams * (now - draft.began) / DRAFT_SHARE)
                 self._next_draft = draft.began + wait_s
 
     def _stop_drafts(self) -> None:

@@ -188,6 +188,7 @@ class Jobs:
         self.tell: list[Any] = []
         self.cancelled: list[int] = []
         self.refusal: Exception | None = None
+        self.n_live = 1
 
     def submit(self, source: Any, options: DecodingOptions, on_event: Any, **_: Any) -> Any:
         if self.sources and self.refusal is not None:

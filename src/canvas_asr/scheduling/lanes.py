@@ -3,9 +3,10 @@
 Jobs whose options differ in more than language, seed and word times cannot share a pass: each kind has a lane
 of its own, and the lanes take turns. The rows of all lanes together are bounded.
 
-A job that is longer than the model takes at once is *bulk*. While short jobs wait or run, bulk jobs hold few
-rows: the others are set aside as they are, and go on afterwards. At all times they work in steps of little
-time, for a short job that comes has to wait for the step to end.
+A job that is longer than the model takes at once is *bulk*, unless it comes at the pace of speech. While short
+jobs wait or run, bulk jobs hold few rows: the others are set aside as they are, and go on afterwards. At all
+times they work in steps of little time, for a short job that comes has to wait for the step to end. A short
+job that needs no pass, a draft, takes no row and holds nobody back: bulk jobs and drafts are encoded by turns.
 """
 
 from __future__ import annotations
@@ -95,9 +96,10 @@ class Lanes:
         self._max_batch = max_batch
         self._lanes: dict[DecodingOptions, _Lane] = {}  # the next to have a pass first
         self._encoding, self._passing = Pace(), Pace()  # units are seconds of audio, and rows
-        self._n_steps = 0
-        self._n_fresh = 0  # rows that were encoded since the last pass
+        self._fresh: set[Piece] = set()  # were encoded since the last pass
+        self._has_encoded = False  # since the last pass
         self._bulk_wait = 0  # passes until a piece of a bulk job may be encoded beside short ones
+        self._is_bulk_turn = False  # before drafts
         self.n_passes = self.n_full = self.n_row_passes = 0
 
     @property
@@ -113,12 +115,16 @@ class Lanes:
     def remove(self, task: Task) -> None:
         """Free the rows of a job."""
         for lane in self._lanes.values():
-            lane.forget([piece for piece, owner in lane.owners.items() if owner is task])
+            pieces = [piece for piece, owner in lane.owners.items() if owner is task]
+            self._fresh -= set(pieces)
+            lane.forget(pieces)
         self._drop_empty()
 
     def clear(self) -> None:
         """Forget everything."""
         self._lanes.clear()
+        self._fresh.clear()
+        self._has_encoded = False
 
     def step(self, tasks: Sequence[Task]) -> None:
         """Encode some pieces, or run a pass.
@@ -130,12 +136,13 @@ class Lanes:
         """
         owners = [owner for lane in self._lanes.values() for owner in lane.owners.values()]
         has_short = any(not task.is_bulk for task in owners)
-        has_short = has_short or any(task.waiting and not task.is_bulk for task in tasks)
+        has_short = has_short or any(task.waiting and task.needs_pass and not task.is_bulk for task in tasks)
         self._balance(has_short)
-        has_begun = self.n_rows > self._n_fresh
+        has_begun = any(
+            piece not in self._fresh for lane in self._lanes.values() for piece in lane.batch.pieces
+        )
         n_most = max(1, self._max_batch // 4) if has_begun else self._max_batch
-        self._n_steps += 1
-        may_encode = not has_begun or not self._n_fresh
+        may_encode = not has_begun or not self._has_encoded
         if may_encode and (new := self._choose(tasks, has_short, n_most)):
             self._encode(new)
         elif self.n_rows:
@@ -177,26 +184,33 @@ class Lanes:
                 lane.batch.resume(pieces)
 
     def _choose(self, tasks: Sequence[Task], has_short: bool, n_most: int) -> list[tuple[Task, Piece]]:
-        """Take pieces of one lane that are to be encoded, short jobs first.
+        """Take pieces of one lane that are to be encoded: in the order they came, those of short jobs first.
 
         Args:
             tasks: The jobs.
             has_short: Whether there are short jobs.
             n_most: Most pieces.
         """
-        short = [task for task in tasks if task.waiting and not task.is_bulk]
-        bulk = [task for task in tasks if task.waiting and task.is_bulk]
+        waiting = sorted((task for task in tasks if task.waiting), key=lambda task: task.waits_since)
+        bulk = [task for task in waiting if task.is_bulk]
         n_free = self._max_batch - self.n_rows
         n_bulk = len(self._bulk_rows(paused=False)) + len(self._bulk_rows(paused=True))
         # A row is kept for bulk jobs, which would starve; of one row they have a turn.
         is_kept = bool(bulk) and not n_bulk and (self._max_batch > 1 or self._bulk_wait <= 0)
-        if short and n_free - is_kept > 0:
-            return self._take(short, min(n_free - is_kept, n_most), STEP_S)
+        n_short = max(0, n_free - is_kept)
+        short = [task for task in waiting if not task.is_bulk and (n_short or not task.needs_pass)]
         n_free = min(n_free, self._bulk_quota(has_short) - n_bulk, 1 if has_short else n_most)
-        if not bulk or n_free <= 0 or (has_short and self._bulk_wait > 0):
+        if n_free <= 0 or (has_short and self._bulk_wait > 0):
+            bulk = []
+        has_room = any(task.needs_pass for task in short)
+        if short and (has_room or not bulk or not self._is_bulk_turn):
+            self._is_bulk_turn = True
+            return self._take(short, min(n_short, n_most) if short[0].needs_pass else n_most, STEP_S)
+        if not bulk:
             return []
+        self._is_bulk_turn = False
         self._bulk_wait = BULK_PASSES
-        return self._take(sorted(bulk, key=lambda task: task.last_turn), n_free, self._bulk_step_s())
+        return self._take(bulk, n_free, self._bulk_step_s())
 
     def _take(self, tasks: Sequence[Task], n_most: int, seconds: float) -> list[tuple[Task, Piece]]:
         """Take pieces of the first job's lane, one a job in turn, as many as fit some seconds."""
@@ -209,20 +223,20 @@ class Lanes:
                 audio_s += task.waiting[0].chunk.audio_s
                 if taken and not self._encoding.fits(audio_s, seconds):
                     return taken
-                task.last_turn = self._n_steps
+                task.waits_since = time.monotonic()
                 taken.append((task, task.waiting.popleft()))
         return taken
 
     def _encode(self, new: Sequence[tuple[Task, Piece]]) -> None:
         key = shared_options(new[0][0].options)
         pieces = [piece for _, piece in new]
+        self._has_encoded = True
         started = time.perf_counter()
         try:
             if key not in self._lanes:
                 self._lanes[key] = _Lane(self._open_batch(key))
             lane = self._lanes[key]
             lane.owners |= {piece: task for task, piece in new}
-            n_before = len(lane.batch)
             halves = lane.batch.encode(pieces, [task.options for task, _ in new])
         except Exception as error:
             logger.exception("%d pieces could not be encoded", len(new))
@@ -233,8 +247,8 @@ class Lanes:
         for task, _ in new:
             task.has_begun = True
         self._encoding.learn(time.perf_counter() - started, sum(piece.chunk.audio_s for piece in pieces))
-        self._n_fresh += len(lane.batch) - n_before
         self._give_back(lane, halves)
+        self._fresh |= lane.owners.keys() & set(pieces)
 
     def _run_pass(self, key: DecodingOptions) -> None:
         lane = self._lanes.pop(key)
@@ -242,7 +256,8 @@ class Lanes:
         self.n_passes += 1
         self.n_full += n_rows == self._max_batch
         self.n_row_passes += n_rows
-        self._n_fresh = 0
+        self._fresh.clear()
+        self._has_encoded = False
         self._bulk_wait -= 1
         started = time.perf_counter()
         try:

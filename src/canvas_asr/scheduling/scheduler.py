@@ -28,12 +28,14 @@ from ..piece_batch import PieceBatch
 from .jobs import JobCancelled, OnEvent, SampleSource
 from .lanes import Lanes
 from .tasks import Job, Task
+from .turns import Turns
 
 if TYPE_CHECKING:
     from ..audio_files import Samples
     from ..transcriber import Transcriber
 
 MOST_RETRY_S = 60
+READERS = 2  # threads that look for speech at once, beside the model's
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Scheduler:
         self._n_places = max_batch + max_queue
         self._n_long = max(1, max_batch // 2)  # jobs that are read at a time, of those known to be long
         self._changed = threading.Condition()
+        self._turns = Turns(READERS)
         self._opening = threading.Lock()  # a tokenizer encodes for one thread at a time
         self._tasks: list[Task] = []
         self._n_submitted = 0
@@ -140,6 +143,12 @@ class Scheduler:
                 audio_s=self._audio_s + sum(task.done_s for task in self._tasks),
             )
 
+    @property
+    def n_live(self) -> int:
+        """Jobs whose audio comes while it is spoken."""
+        with self._changed:
+            return sum(task.is_live for task in self._tasks)
+
     def retry_after_s(self) -> int:
         """In how many seconds a quarter of the jobs are likely to be done."""
         with self._changed:
@@ -157,6 +166,7 @@ class Scheduler:
         vad: bool | None = None,
         shows_passes: bool = False,
         wants_segments: bool = False,
+        is_live: bool = False,
     ) -> Job:
         """Take a job, and return at once.
 
@@ -169,6 +179,8 @@ class Scheduler:
                 once.
             shows_passes: Whether every pass is told.
             wants_segments: Whether segments are told as they are ready.
+            is_live: Whether the source gives audio while it is spoken: its chunks go like short jobs then,
+                however long it gets.
 
         Raises:
             Busy: If the queue is full, or the scheduler closed.
@@ -187,8 +199,10 @@ class Scheduler:
                 options,
                 on_event,
                 reader=reader,
+                turns=self._turns,
                 shows_passes=shows_passes,
                 wants_segments=wants_segments,
+                is_live=is_live,
             )
             self._tasks.append(task)
             self._has_news = True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from ..audio_files import SAMPLE_RATE_HZ
 from ..errors import AudioError
 from ..read_ahead import ReadAhead
 from .jobs import Event, Failed, Finished, OnEvent, Progressed, SegmentReady
+from .turns import TurnedSource
 
 if TYPE_CHECKING:
     from ..audio_files import Samples
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
     from ..options import DecodingOptions
     from ..recording_reader import RecordingReader
     from ..recordings import Piece, Recording, Stretch
+    from .turns import Turns
 
 BLOCKS_AHEAD = 8  # of every recording, 32 s in 2 MB, that are read beside the model
 PIECES_AHEAD = 8  # of every recording, that wait for the model
+LIVE_LEAD_S = 10.0  # by which live audio may be ahead of the clock: more comes no more at the pace of speech
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +63,12 @@ class Task:
         shows_passes: Whether every pass is to be told.
         recording: What is read; None until it is known what that is.
         is_long: Whether its source says that it is longer than the model takes at once.
-        is_bulk: Whether it is that, as far as is known by now.
+        is_live: Whether its source gives audio while it is spoken.
+        is_bulk: Whether it is longer than that as far as is known by now, and not live.
         has_started: Whether its reading has begun, and perhaps ended.
         waiting: Pieces that wait for the model, in order.
         has_begun: Whether the model has seen some of it.
-        last_turn: Step at which a piece of it was taken last.
+        waits_since: Time since which its next piece waits, or is to stand behind those of others.
     """
 
     def __init__(
@@ -73,8 +79,10 @@ class Task:
         on_event: OnEvent,
         *,
         reader: RecordingReader,
+        turns: Turns,
         shows_passes: bool,
         wants_segments: bool,
+        is_live: bool,
     ) -> None:
         """Prepare to read.
 
@@ -84,8 +92,10 @@ class Task:
             options: Of decoding, resolved.
             on_event: Is told of it.
             reader: Opens the recording.
+            turns: Of the threads that read: live audio has no time to wait for one.
             shows_passes: Whether every pass is to be told.
             wants_segments: Whether segments are to be told as they are ready.
+            is_live: Whether the source gives audio while it is spoken.
         """
         self.job = job
         self.options = options
@@ -93,16 +103,19 @@ class Task:
         self.recording: Recording | None = None
         self.waiting: deque[Piece] = deque()
         self.has_begun = False
-        self.last_turn = 0
+        self.waits_since = 0.0
+        self.is_live = is_live
         self._source: SampleSource | Samples | None = source
         self._on_event = on_event
         self._reader = reader
+        self._turns = None if is_live else turns
         self._wants_segments = wants_segments
         seconds = len(source) / SAMPLE_RATE_HZ if isinstance(source, np.ndarray) else source.duration_s
         self.is_long = self.is_bulk = seconds is not None and seconds > reader.max_clip_s
         self.has_started = False
         self._reading: ReadAhead[Stretch] | None = None
         self._opened: Recording | None = None  # in the reading thread, before the first stretch
+        self._began = 0.0  # time at which the reading did
         self._n_told = 0  # segments
         self._told_s = 0.0
 
@@ -112,6 +125,11 @@ class Task:
         return self._reading is not None
 
     @property
+    def needs_pass(self) -> bool:
+        """Whether encoding its pieces is not all."""
+        return not self.options.draft_alone
+
+    @property
     def done_s(self) -> float:
         """Seconds of audio that are done."""
         return self._told_s
@@ -119,8 +137,10 @@ class Task:
     def start(self, on_ready: Callable[[], None]) -> None:
         """Read in a thread; ``on_ready`` is called there whenever there is more."""
         self.has_started = True
+        self._began = time.monotonic()
         try:
-            self._reading = ReadAhead(self._stretches(), BLOCKS_AHEAD, on_ready)
+            stretches = self._stretches() if self._turns is None else self._in_turn(self._turns)
+            self._reading = ReadAhead(stretches, BLOCKS_AHEAD, on_ready)
         except RuntimeError as error:  # the system gives no further thread
             logger.exception("job %d could not be started", self.job.id)
             self.fail(error)
@@ -131,6 +151,21 @@ class Task:
             self._opened = self._reader.open_stream(0, source)
             del source
             yield from self._opened.stretches()
+
+    def _in_turn(self, turns: Turns) -> Generator[Stretch, None, None]:
+        """Read with a turn, which others have while there is nothing to do."""
+        if self._source is not None and not isinstance(self._source, np.ndarray):
+            self._source = TurnedSource(self._source, turns)
+        with closing(self._stretches()) as stretches:
+            while True:
+                turns.take()
+                try:
+                    stretch = next(stretches, None)
+                finally:
+                    turns.hand_on()
+                if stretch is None:
+                    return
+                yield stretch
 
     def receive(self) -> None:
         """Take in what was read, as far as the model can do with more."""
@@ -148,10 +183,18 @@ class Task:
                 break
             recording = self.recording = self._opened
             if recording is not None:  # it is, once there is a stretch of it
+                if not self.waiting:
+                    self.waits_since = time.monotonic()
                 self.waiting += recording.receive(stretch)
                 if stretch.n_samples is not None:
                     recording.end()
-                self.is_bulk = not 0 < recording.audio_s <= self._reader.max_clip_s
+                is_short = 0 < recording.audio_s <= self._reader.max_clip_s
+                self.is_bulk = not is_short and not self._is_at_pace(stretch)
+
+    def _is_at_pace(self, stretch: Stretch) -> bool:
+        """Whether this comes about when it is spoken."""
+        lead_s = stretch.settled / SAMPLE_RATE_HZ - (time.monotonic() - self._began)
+        return self.is_live and lead_s <= LIVE_LEAD_S
 
     def tell(self) -> None:
         """Tell what is new, and at the end the transcript."""
