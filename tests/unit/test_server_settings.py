@@ -35,6 +35,7 @@ def test_a_model_is_served_under_its_name_and_never_a_path(tmp_path: Path) -> No
         ("max_audio_s", float("inf")),
         ("drain_s", -0.1),
         ("decode_workers", 0),
+        ("decode_timeout_s", 0.0),
         ("steps", 65),
         ("init", "blank"),
         ("canvas", 1),

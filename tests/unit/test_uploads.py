@@ -252,11 +252,8 @@ def test_a_decoder_that_hangs_is_given_up_in_time(speech: Path) -> None:
     pool.close()
 
 
-def test_who_finds_no_decoder_free_is_told_when_to_come_again(
-    speech: Path, lecture: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uploads, "MAX_PARKED", 0)
-    pool = DecoderPool(1, max_file_s=1.0)
+def test_who_finds_no_decoder_free_is_told_when_to_come_again(speech: Path, lecture: Path) -> None:
+    pool = DecoderPool(1, max_file_s=1.0, max_parked=0)
     pool.start()
     upload = pool.open(lecture)
     with pytest.raises(DecodersBusy) as caught:

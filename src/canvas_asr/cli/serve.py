@@ -97,6 +97,7 @@ def _add_limits(group: Any) -> None:
         ("request_timeout_s", "seconds that a request may take from then on; else 504"),
         ("drain_s", "seconds that requests in work get to end when the server is stopped"),
         ("decode_workers", "processes that decode uploads"),
+        ("decode_timeout_s", "seconds in which a decoder has to get further with a file; else 400"),
     ):
         default = getattr(ServerSettings, name)
         group.add_argument(

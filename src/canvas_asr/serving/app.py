@@ -88,7 +88,12 @@ def _set_state(app: FastAPI, transcriber: Transcriber, settings: ServerSettings)
     state.is_draining = False
     state.scheduler = Scheduler(transcriber, max_batch=settings.max_batch, max_queue=settings.max_queue)
     state.admission = Admission(settings.max_batch + settings.max_queue, state.scheduler.retry_after_s)
-    state.decoders = DecoderPool(settings.decode_workers, max_memory_bytes=settings.decode_memory_bytes)
+    state.decoders = DecoderPool(
+        settings.decode_workers,
+        max_memory_bytes=settings.decode_memory_bytes,
+        max_file_s=settings.decode_timeout_s,
+        max_parked=settings.max_batch,  # long files: the model works on no more at a time
+    )
     # One thread for every decoder: requests wait here for a free one.
     state.starters = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="canvas-asr-upload")
     state.metrics = RequestMetrics()

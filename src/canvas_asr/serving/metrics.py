@@ -29,6 +29,7 @@ _REFUSABLE = ("/v1/audio/transcriptions", "/v1/models", "/metrics")
 router = APIRouter(tags=["server"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether requests are taken")
 async def health(request: Request) -> JSONResponse:
     """Say ``ok``, or 503 once the server is being stopped. It waits for nothing, least of all the model."""

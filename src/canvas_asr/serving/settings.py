@@ -18,6 +18,7 @@ _POSITIVE = (
     "upload_timeout_s",
     "request_timeout_s",
     "decode_workers",
+    "decode_timeout_s",
     "decode_memory_bytes",
 )
 
@@ -45,6 +46,7 @@ class ServerSettings:
         request_timeout_s: Seconds that a request may take from then on; longer is given up with 504.
         drain_s: Seconds that requests in work get to end when the server is stopped.
         decode_workers: Processes that decode uploads.
+        decode_timeout_s: Seconds in which a decoder has to get further with a file, and that others wait for it.
         decode_memory_bytes: What one file may take of such a process, beside what that needs without any.
         steps: Most denoising passes, where a request says nothing; None: as the model is meant to be run.
         init: What a canvas starts from, where a request says nothing; None likewise.
@@ -64,6 +66,7 @@ class ServerSettings:
     request_timeout_s: float = 600.0
     drain_s: float = 30.0
     decode_workers: int = 2
+    decode_timeout_s: float = 10.0
     decode_memory_bytes: int = 256 * MIB
     steps: int | None = None
     init: str | None = None

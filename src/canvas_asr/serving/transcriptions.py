@@ -33,10 +33,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "A parameter or the audio cannot be used; `param` names the field."},
     401: {"description": "An API key is missing or wrong."},
     404: {"description": "There is no such model here."},
+    408: {"description": "The body took too long to arrive."},
     413: {"description": "The body is too large."},
     415: {"description": "The body is no form."},
     429: {"description": "The queue is full; `Retry-After` says when to try again."},
-    503: {"description": "The server is being stopped; `Retry-After` says when to try again."},
+    500: {"description": "The server failed; its log has more under the reply's `X-Request-ID`."},
+    503: {
+        "description": "The server is being stopped (`server_stopping`), or its decoders are all at work "
+        "(`server_busy`); `Retry-After` says when to try again."
+    },
     504: {"description": "The work took too long and was given up."},
 }
 

@@ -37,10 +37,10 @@ from .decoder import Decoder, DecoderDiedError, DecoderStalledError
 from .decoder_process import END, ERROR, INFO, MAX_GAPS, SAMPLES
 
 DEFAULT_MEMORY_BYTES = 256 << 20
-DEFAULT_FILE_S = 20.0
+DEFAULT_FILE_S = 10.0
 READ_AHEAD_S = 120.0  # 7.7 MB
 MIN_SPEED = 4.0  # seconds of audio a second; decoders reach hundreds
-MAX_PARKED = 32  # decoders of long uploads, beside those that work
+DEFAULT_PARKED = 8
 MAX_FILES = 500  # of one process: what a codec leaks does not pile up
 _CANNOT = "the audio cannot be decoded: "
 _CONVERT = "convert it to WAV or FLAC and send that"
@@ -237,6 +237,7 @@ class DecoderPool:
         *,
         max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
         max_file_s: float = DEFAULT_FILE_S,
+        max_parked: int = DEFAULT_PARKED,
     ) -> None:
         """Describe the pool.
 
@@ -244,6 +245,7 @@ class DecoderPool:
             n_workers: So many files are decoded at a time, and so many processes are kept.
             max_memory_bytes: What one file may take of a process, beyond what that needs without any.
             max_file_s: See above.
+            max_parked: Decoders that may wait with the rest of a long file, beside those that work.
 
         Raises:
             ValueError: If a number is too small.
@@ -253,6 +255,7 @@ class DecoderPool:
         self.max_file_s = max_file_s
         self.stats = DecoderStats()
         self._n_workers = n_workers
+        self._max_parked = max_parked
         self._max_memory_bytes = max_memory_bytes
         self._changed = threading.Condition()
         self._decoders: set[Decoder] = set()
@@ -350,7 +353,7 @@ class DecoderPool:
     def _park(self) -> bool:
         """Let a decoder that waits count no longer among those at work; whether there is room for that."""
         with self._changed:
-            if self._n_parked == MAX_PARKED:
+            if self._n_parked == self._max_parked:
                 return False
             self._n_parked += 1
             self._n_active -= 1
