@@ -39,7 +39,12 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
         if wants_keys and not keys:
             raise canvas_asr.OptionError(f"{KEYS} is set where this was started, and not on this node.")
         settings = ServerSettings(
-            model=model, api_keys=keys, max_batch=max_batch, max_queue=max_queue, drain_s=DRAIN_S
+            model=model,
+            host="0.0.0.0",  # Ray listens, at an address of its own
+            api_keys=keys,
+            max_batch=max_batch,
+            max_queue=max_queue,
+            drain_s=DRAIN_S,
         )
         return create_app(canvas_asr.load(model), settings)
 

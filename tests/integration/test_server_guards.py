@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from running_server import http_client
@@ -15,6 +16,8 @@ from small_models import small_model, small_processor
 from canvas_asr import Transcriber
 from canvas_asr.scheduling.jobs import Finished
 from canvas_asr.serving import work
+from canvas_asr.serving.app import create_app
+from canvas_asr.serving.settings import ServerSettings
 
 LATEST_S = 20.0
 _BEGUN = (
@@ -74,3 +77,89 @@ def test_no_more_bodies_arrive_than_the_disk_is_meant_for(
         assert post() == 200
     assert n_arriving[:4] == [0, 1, 2, 2]
     assert n_arriving[-1] == 0
+
+
+def test_pages_of_other_hosts_cannot_use_a_server_without_keys(asr: Transcriber) -> None:
+    def status(origin: str) -> int:
+        return post(address, headers={"Origin": origin})[0]
+
+    end = Finished(transcript("Hello."))
+    with scripted(asr, end) as (address, scheduler):
+        for other in ("http://example.org", "null", address.replace("127.0.0.1", "localhost")):
+            assert status(other) == 403
+        assert post(address, headers={"Origin": "http://example.org"})[1]["code"] == "origin_not_allowed"
+        assert not scheduler.jobs
+        assert status(address) == 200
+    with scripted(asr, end, api_keys=("none",)) as (address, _):  # here the key tells who may
+        assert status("http://example.org") == 200
+
+
+def test_a_server_of_this_machine_answers_no_other_name_without_keys(asr: Transcriber) -> None:
+    end = Finished(transcript("Hello."))
+
+    def status(host: str) -> int:
+        return post(address, headers={"Host": host})[0]
+
+    with scripted(asr, end, allowed_hosts=("ASR.example.org",)) as (address, scheduler):
+        for other in (
+            "example.org",
+            "example.org:8000",
+            "127.0.0.1.example.org",
+            "10.0.0.1",
+            "[::2]:80",
+            "[",
+        ):
+            code, error = post(address, headers={"Host": other})
+            assert (code, error["code"]) == (421, "host_not_allowed")
+            assert "--allowed-host" in error["message"]
+        assert not scheduler.jobs
+        for own in (
+            "127.0.0.1",
+            "localhost:8000",
+            "LOCALHOST",
+            "127.0.0.2:1",
+            "[::1]:8000",
+            "asr.example.org",
+        ):
+            assert status(own) == 200
+        with http_client(address) as client:
+            assert client.get("/v1/models", headers={"Host": "example.org"}).status_code == 421
+            for health in (client.get, client.head):  # of a load balancer
+                assert health("/health", headers={"Host": "example.org"}).status_code == 200
+    for settings in ({"api_keys": ("none",)}, {"host": "0.0.0.0"}):
+        with scripted(asr, end, **settings) as (address, _):
+            assert status("example.org") == 200
+
+
+def post(address: str, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Upload something; gives the status, and the error if it is one."""
+    with http_client(address) as client:
+        reply = client.post(ROUTE, data={"model": "small"}, files={"file": AUDIO}, headers=headers)
+    return reply.status_code, {} if reply.status_code == 200 else refusal(reply.json())
+
+
+def test_the_setting_for_stalled_decoders_and_the_batch_reach_the_pool(asr: Transcriber) -> None:
+    app = create_app(asr, ServerSettings(model_names=("small",), decode_timeout_s=3.0, max_batch=5))
+    assert app.state.decoders.max_file_s == 3.0
+    assert app.state.decoders._max_parked == 5
+
+
+def test_the_document_knows_every_status_of_an_upload(asr: Transcriber) -> None:
+    app = create_app(asr, ServerSettings(model_names=("small",)))
+    replies = app.openapi()["paths"][ROUTE]["post"]["responses"]
+    assert {*replies} >= {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "408",
+        "413",
+        "415",
+        "421",
+        "429",
+        "500",
+        "503",
+        "504",
+    }
+    assert "server_busy" in replies["503"]["description"]

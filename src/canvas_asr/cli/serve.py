@@ -6,12 +6,11 @@ import argparse
 import os
 import socket
 from dataclasses import fields
-from ipaddress import ip_address
 from typing import Any
 
 from canvas_asr.errors import CanvasASRError
 from canvas_asr.options import STARTS
-from canvas_asr.serving.settings import MIB, ServerSettings, split_keys
+from canvas_asr.serving.settings import MIB, ServerSettings, is_loopback, split_keys
 
 from .decoding_options import canvas_length
 from .messages import complain
@@ -78,6 +77,15 @@ def _add_access(group: Any) -> None:
         help=f"that clients have to send; may be repeated. Better in the environment, as {KEY_VARIABLE}, "
         "several separated by commas: other users see the arguments of a process (default: anybody may)",
     )
+    group.add_argument(
+        "--allowed-host",
+        dest="allowed_hosts",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="in the address of requests that a proxy passes on; may be repeated. Without keys, a server "
+        "that listens to this machine alone answers no others (default: localhost and its addresses)",
+    )
 
 
 def _add_limits(group: Any) -> None:
@@ -143,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
     listener = _listen(settings.host, settings.port)
     with listener:
         url = _url(settings.host, listener.getsockname()[1])
-        if not settings.api_keys and not _is_here(listener.getsockname()[0]):
+        if not settings.api_keys and not is_loopback(listener.getsockname()[0]):
             complain(
                 f"warning: {settings.host} can be reached from other machines, and no API key is asked for; "
                 f"set {KEY_VARIABLE}."
@@ -173,6 +181,7 @@ def server_settings(options: argparse.Namespace) -> ServerSettings:
     }
     given["api_keys"] = (*options.api_keys, *split_keys(os.environ.get(KEY_VARIABLE, "")))
     given["model_names"] = tuple(options.model_names)
+    given["allowed_hosts"] = tuple(options.allowed_hosts)
     given["max_upload_bytes"] = int(options.max_upload_mib * MIB)
     return ServerSettings(**given)
 
@@ -200,10 +209,6 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen at {host}, port {port} ({reason}); choose another with --host or --port."
         ) from error
     return listener
-
-
-def _is_here(address: str) -> bool:
-    return ip_address(address.partition("%")[0]).is_loopback
 
 
 def _url(host: str, port: int) -> str:

@@ -19,6 +19,7 @@ from .errors import add_error_handlers
 from .form import Served
 from .limits import UploadLimits
 from .metrics import Observer, RequestMetrics, SchedulerCollector
+from .origins import OriginGuard
 from .settings import ServerSettings
 from .uploads import DecoderPool
 from .work import Admission
@@ -70,8 +71,11 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
     for module in (transcriptions, models, metrics, live, page):
         app.include_router(module.router)
     add_error_handlers(app)
-    # From the inside out: a key is asked for before a body is read, and what is not read is limited as well.
-    app.add_middleware(KeyGuard, keys=settings.api_keys)
+    # From the inside out: a stranger is refused before a body is read, and what is not read is limited too.
+    if settings.api_keys:
+        app.add_middleware(KeyGuard, keys=settings.api_keys)
+    else:
+        app.add_middleware(OriginGuard, host=settings.host, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(UploadLimits, max_bytes=settings.max_upload_bytes, timeout_s=settings.upload_timeout_s)
     app.add_middleware(Observer, counts=app.state.metrics)
     return app

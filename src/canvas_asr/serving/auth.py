@@ -14,6 +14,7 @@ from http import HTTPStatus
 from fastapi import Depends
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import error_response
@@ -65,7 +66,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if not self._keys or scope["type"] not in ("http", "websocket") or _is_open(scope):
+        if not self._keys or scope["type"] not in ("http", "websocket") or is_open(scope):
             await self._app(scope, receive, send)
             return
         given = given_key(Headers(scope=scope))
@@ -80,14 +81,26 @@ class KeyGuard:
         refusal = error_response(
             HTTPStatus.UNAUTHORIZED, message, code=code, headers={"WWW-Authenticate": "Bearer"}
         )
-        if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
-            await refusal(scope, receive, send)  # of a WebSocket, starlette names the messages as that needs
-        else:
-            reason = json.loads(bytes(refusal.body))["error"]["message"]
-            await send({"type": "websocket.close", "code": _NOT_ALLOWED, "reason": reason})
+        await answer(refusal, scope, receive, send)
 
 
-def _is_open(scope: Scope) -> bool:
+async def answer(refusal: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a request, or a WebSocket before it is opened.
+
+    Args:
+        refusal: Of :func:`~canvas_asr.serving.errors.error_response`.
+        scope: Of the request.
+        receive: Likewise.
+        send: Likewise.
+    """
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await refusal(scope, receive, send)  # of a WebSocket, starlette names the messages as that needs
+    else:
+        reason = json.loads(bytes(refusal.body))["error"]["message"]
+        await send({"type": "websocket.close", "code": _NOT_ALLOWED, "reason": reason})
+
+
+def is_open(scope: Scope) -> bool:
     """Whether nobody is asked for a key; what is not known to be open is guarded."""
     prefix: str = scope.get("root_path", "").rstrip("/")
     path: str = scope["path"].removeprefix(prefix)

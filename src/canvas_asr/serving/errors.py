@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 _TYPES = {
     HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.MISDIRECTED_REQUEST: "permission_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
 }
 logger = logging.getLogger(__name__)

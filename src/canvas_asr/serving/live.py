@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import numpy as np
@@ -35,6 +34,7 @@ from .auth import SUBPROTOCOL_PREFIX
 from .errors import RequestError, unexpected
 from .fields import invalid, shown
 from .form import option_error
+from .origins import check_origin
 from .settings import ServerSettings
 from .work import full, raise_failure, stopping
 
@@ -95,7 +95,8 @@ async def transcribe_live(websocket: WebSocket) -> None:
     try:
         if websocket.app.state.is_draining:
             raise stopping()
-        _check_origin(websocket)
+        if not websocket.app.state.settings.api_keys:
+            check_origin(websocket.headers)  # browsers let any page open a WebSocket
         request = LiveRequest.parse(websocket.query_params)
         with _place(websocket.app.state):
             await _Connection(websocket, request).run()
@@ -113,19 +114,6 @@ def _subprotocol(websocket: WebSocket) -> str | None:
     offered: list[str] = list(websocket.scope.get("subprotocols", []))
     others = [name for name in offered if not name.startswith(SUBPROTOCOL_PREFIX)]
     return next(iter(others or offered), None)
-
-
-def _check_origin(websocket: WebSocket) -> None:
-    """Refuse the pages of other hosts where no key is asked for: browsers let any page open a WebSocket.
-
-    Raises:
-        RequestError: If the connection comes from such a page.
-    """
-    origin = websocket.headers.get("origin")
-    keys = websocket.app.state.settings.api_keys
-    if origin is not None and not keys and urlsplit(origin).netloc != websocket.headers.get("host"):
-        message = "A page of another host may not connect to a server without API keys."
-        raise RequestError(HTTPStatus.FORBIDDEN, message, code="origin_not_allowed")
 
 
 @contextmanager

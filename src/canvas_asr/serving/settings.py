@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 
 from ..errors import OptionError
@@ -28,6 +29,14 @@ def split_keys(text: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in text.split(",") if key.strip())
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is of this machine alone."""
+    try:
+        return host.lower() == "localhost" or ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """How the server runs.
@@ -38,6 +47,8 @@ class ServerSettings:
         host: Address that is listened at.
         port: Likewise; 0 takes a free one.
         api_keys: Any of them is asked for; empty: nobody is asked.
+        allowed_hosts: Names that requests may be for, besides this machine's own, where nobody is asked for a
+            key and ``host`` is this machine's alone: those of a proxy before it.
         max_batch: Clips that share a pass.
         max_queue: Requests that wait; one more is refused with 429.
         max_upload_bytes: Of a request's body; more is refused with 413.
@@ -46,7 +57,7 @@ class ServerSettings:
         request_timeout_s: Seconds that a request may take from then on; longer is given up with 504.
         drain_s: Seconds that requests in work get to end when the server is stopped.
         decode_workers: Processes that decode uploads.
-        decode_timeout_s: Seconds in which a decoder has to get further with a file, and that others wait for it.
+        decode_timeout_s: Seconds in which a decoder has to get further with a file; others wait as long.
         decode_memory_bytes: What one file may take of such a process, beside what that needs without any.
         steps: Most denoising passes, where a request says nothing; None: as the model is meant to be run.
         init: What a canvas starts from, where a request says nothing; None likewise.
@@ -58,6 +69,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     max_batch: int = 8
     max_queue: int = 32
     max_upload_bytes: int = 25 * MIB

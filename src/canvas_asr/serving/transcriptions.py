@@ -32,10 +32,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The transcript, in the format that was asked for, or events."},
     400: {"description": "A parameter or the audio cannot be used; `param` names the field."},
     401: {"description": "An API key is missing or wrong."},
+    403: {"description": "A page of another host sent it, and the server has no keys."},
     404: {"description": "There is no such model here."},
     408: {"description": "The body took too long to arrive."},
     413: {"description": "The body is too large."},
     415: {"description": "The body is no form."},
+    421: {"description": "It is for another host than a server without keys answers for."},
     429: {"description": "The queue is full; `Retry-After` says when to try again."},
     500: {"description": "The server failed; its log has more under the reply's `X-Request-ID`."},
     503: {
