@@ -259,6 +259,17 @@ def test_drafts_are_read_one_at_a_time_and_not_too_often(live: Live) -> None:
     assert live.jobs.options[1].steps == 0
 
 
+def test_streams_that_are_open_share_the_time_for_drafts(live: Live) -> None:
+    live.jobs.n_live = 8
+    live.hear(0.5)
+    live.hear(0.5, after_s=9.0)
+    live.jobs.tell[1](finished("ab"))
+    live.hear(0.5, after_s=8 * 27.0 - 9.1)
+    assert live.drafts == [0.5]
+    live.hear(0.5, after_s=0.2)
+    assert live.drafts == [0.5, 2.0]
+
+
 def test_a_draft_is_told_when_it_has_changed(live: Live) -> None:
     for text in ("a", "a", "ab", ""):
         live.hear(0.5, after_s=1.0)

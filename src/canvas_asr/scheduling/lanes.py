@@ -3,10 +3,10 @@
 Jobs whose options differ in more than language, seed and word times cannot share a pass: each kind has a lane
 of its own, and the lanes take turns. The rows of all lanes together are bounded.
 
-A job that is longer than the model takes at once is *bulk*, unless it comes at the pace of speech. While short
-jobs wait or run, bulk jobs hold few rows: the others are set aside as they are, and go on afterwards. At all
-times they work in steps of little time, for a short job that comes has to wait for the step to end. A short
-job that needs no pass, a draft, takes no row and holds nobody back: bulk jobs and drafts are encoded by turns.
+A job that is longer than the model takes at once is *bulk*, unless it comes at the pace of speech. While
+short jobs wait or run, bulk jobs hold few rows: the others are set aside as they are, and go on afterwards.
+At all times they work in steps of little time, for a short job that comes has to wait for the step to end. A
+short job that needs no pass, a draft, takes no row and holds no bulk job back: they are encoded by turns.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ class Lanes:
         self._lanes: dict[DecodingOptions, _Lane] = {}  # the next to have a pass first
         self._encoding, self._passing = Pace(), Pace()  # units are seconds of audio, and rows
         self._fresh: set[Piece] = set()  # were encoded since the last pass
-        self._has_encoded = False  # since the last pass
+        self._n_encodings = 0  # since the last pass
         self._bulk_wait = 0  # passes until a piece of a bulk job may be encoded beside short ones
-        self._is_bulk_turn = False  # before drafts
+        self._is_bulk_turn = False  # and not that of drafts
         self.n_passes = self.n_full = self.n_row_passes = 0
 
     @property
@@ -124,7 +124,7 @@ class Lanes:
         """Forget everything."""
         self._lanes.clear()
         self._fresh.clear()
-        self._has_encoded = False
+        self._n_encodings = 0
 
     def step(self, tasks: Sequence[Task]) -> None:
         """Encode some pieces, or run a pass.
@@ -142,8 +142,10 @@ class Lanes:
             piece not in self._fresh for lane in self._lanes.values() for piece in lane.batch.pieces
         )
         n_most = max(1, self._max_batch // 4) if has_begun else self._max_batch
-        may_encode = not has_begun or not self._has_encoded
-        if may_encode and (new := self._choose(tasks, has_short, n_most)):
+        if self.n_rows and self._n_encodings:  # that go first, but for others which will go with them
+            is_full = has_begun or self._n_encodings >= self._max_batch
+            tasks = [] if is_full else [task for task in tasks if task.needs_pass]
+        if new := self._choose(tasks, has_short, n_most):
             self._encode(new)
         elif self.n_rows:
             key = next(key for key, lane in self._lanes.items() if len(lane.batch))
@@ -203,7 +205,8 @@ class Lanes:
         if n_free <= 0 or (has_short and self._bulk_wait > 0):
             bulk = []
         has_room = any(task.needs_pass for task in short)
-        if short and (has_room or not bulk or not self._is_bulk_turn):
+        is_bulk_turn = self._bulk_wait <= -BULK_PASSES if has_room else self._is_bulk_turn
+        if short and not (bulk and is_bulk_turn):
             self._is_bulk_turn = True
             return self._take(short, min(n_short, n_most) if short[0].needs_pass else n_most, STEP_S)
         if not bulk:
@@ -230,7 +233,7 @@ class Lanes:
     def _encode(self, new: Sequence[tuple[Task, Piece]]) -> None:
         key = shared_options(new[0][0].options)
         pieces = [piece for _, piece in new]
-        self._has_encoded = True
+        self._n_encodings += 1
         started = time.perf_counter()
         try:
             if key not in self._lanes:
@@ -257,7 +260,7 @@ class Lanes:
         self.n_full += n_rows == self._max_batch
         self.n_row_passes += n_rows
         self._fresh.clear()
-        self._has_encoded = False
+        self._n_encodings = 0
         self._bulk_wait -= 1
         started = time.perf_counter()
         try:
