@@ -79,6 +79,8 @@ def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:
         http="h11",
         loop="asyncio",
         ws="websockets-sansio",
+        # A pong stands behind audio that is not received yet; a live connection has time limits of its own.
+        ws_ping_timeout=None,
     )
     return HTTPServer(config, on_ready)
 

@@ -47,7 +47,9 @@ CLOSE_CODES = {
     HTTPStatus.SERVICE_UNAVAILABLE: 1012,  # the server is being stopped
     HTTPStatus.TOO_MANY_REQUESTS: 1013,
 }
-PAUSE_S = 0.05  # between two looks at whether enough of the audio was read to receive more
+PAUSE_S = 0.05  # between two looks at whether enough of the audio was read to go on
+MOST_AHEAD_BYTES = 4 << 20  # received before the audio is wanted, to see behind it that the client has left
+_MESSAGE_BYTES = 512  # what an empty one takes
 SEND_TIMEOUT_S = 20.0  # for a client that does not read
 _FLAGS = {"true": True, "false": False}
 
@@ -158,6 +160,9 @@ class _Connection:
         self._websocket = websocket
         self._settings: ServerSettings = websocket.app.state.settings
         self._events: asyncio.Queue[LiveEvent] = asyncio.Queue()
+        self._received: asyncio.Queue[Message] = asyncio.Queue()
+        self._n_ahead = 0  # bytes in it
+        self._gives_up_at: float | None = None  # once the client has said that it has ended
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + self._settings.max_audio_s  # live audio takes its own time
         options = replace(self._settings.decoding(), language=request.language)
@@ -183,7 +188,8 @@ class _Connection:
             RequestError: If the connection is to be ended.
             WebSocketDisconnect: If the client has ended it.
         """
-        tasks = [asyncio.create_task(self._take_audio()), asyncio.create_task(self._give_text())]
+        works = (self._receive_ahead(), self._take_audio(), self._give_text())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:  # a client that is gone is no error of sending
@@ -199,18 +205,29 @@ class _Connection:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def _take_audio(self) -> NoReturn:
+    async def _receive_ahead(self) -> NoReturn:
         """Receive until the client leaves: what it sends behind the end is not looked at."""
-        audio = self._live.audio
-        is_ended = False
         while True:
-            message = await self._receive(is_ended=is_ended)
-            if is_ended:
+            message = await self._receive()
+            if self._gives_up_at is not None:
                 continue
             data, text = message.get("bytes"), message.get("text")
             if data is None:
+                self._gives_up_at = self._loop.time() + self._settings.request_timeout_s
+            self._received.put_nowait(message)
+            self._n_ahead += len(data or text or "") + _MESSAGE_BYTES
+            while self._gives_up_at is None and self._n_ahead > MOST_AHEAD_BYTES:
+                await asyncio.sleep(PAUSE_S)
+
+    async def _take_audio(self) -> NoReturn:
+        """Hand on what was received, as fast as it is read."""
+        audio = self._live.audio
+        while True:
+            message = await self._received.get()
+            data, text = message.get("bytes"), message.get("text")
+            self._n_ahead -= len(data or text or "") + _MESSAGE_BYTES
+            if data is None:
                 self._check_end(text)
-                is_ended = True
                 self._live.finish()
                 continue
             if len(data) % 2:
@@ -229,15 +246,18 @@ class _Connection:
             while audio.waiting_s > MOST_WAITING_S:
                 await asyncio.sleep(PAUSE_S)
 
-    async def _receive(self, *, is_ended: bool) -> Message:
+    async def _receive(self) -> Message:
         settings = self._settings
-        idle_s = min(settings.upload_timeout_s, max(0.0, self._deadline - self._loop.time()))
+        is_ended = self._gives_up_at is not None
+        limit_s = max(0.0, (self._gives_up_at or self._deadline) - self._loop.time())
         try:
-            limit_s = settings.request_timeout_s if is_ended else idle_s
-            message = await asyncio.wait_for(self._websocket.receive(), limit_s)
+            wait_s = limit_s if is_ended else min(settings.upload_timeout_s, limit_s)
+            message = await asyncio.wait_for(self._websocket.receive(), wait_s)
         except asyncio.TimeoutError as error:
             if is_ended:
-                told = f"The transcription took longer than {limit_s:g} s and was given up."
+                told = (
+                    f"The transcription took longer than {settings.request_timeout_s:g} s and was given up."
+                )
                 raise RequestError(HTTPStatus.GATEWAY_TIMEOUT, told, code="timeout") from error
             told = (
                 f"Nothing came for {settings.upload_timeout_s:g} s, or not all in {settings.max_audio_s:g} s."
