@@ -1,12 +1,20 @@
-"""Adapter files as other programs might write them, made from this package's own tensors."""
+"""Adapter files as other programs might write them, made from this package's own tensors; their import."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from small_models import small_model
 from torch import Tensor
+
+from canvas_asr.conversion import ImportedAdapter, ImportSettings, import_adapter
+from canvas_asr.errors import CheckpointError
+from canvas_asr.modeling import CanvasASRModel
 
 State = dict[str, Tensor]
 
@@ -99,3 +107,44 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
     "pairs by module": lambda s: {"projector": projector(s), "adapters": by_module(s), "ctc": tap(s)},
     "pointwise": lambda s: {"projector": pointwise(s), "lora": lora(s), "ctc": tap(s)},
 }
+
+
+def with_adapter(seed: int, **fields: Any) -> CanvasASRModel:
+    """A model whose frozen parts are those of every other, and whose adapter is its own, tap included."""
+    model = small_model(**{"lora_alpha": 8, **fields})
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert name.startswith(("projector.", "ctc_tap.")) or "lora_" in name
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def saved(content: Any, folder: Path, **options: Any) -> Path:
+    path = folder / "adapter.pt"
+    torch.save(content, path, **options)
+    return path
+
+
+def imported(path: Path, model: CanvasASRModel, settings: ImportSettings | None = None) -> ImportedAdapter:
+    return import_adapter(path, model.config.backbone_config, model.config.audio_encoder_config, settings)
+
+
+def refused(path: Path, model: CanvasASRModel) -> str:
+    with pytest.raises(CheckpointError) as error:
+        imported(path, model)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+@torch.no_grad()
+def logits(model: CanvasASRModel) -> list[torch.Tensor]:
+    """CTC logits of a clip, and those of a canvas that reads it."""
+    mel = torch.randn(1, 80, 64, generator=torch.Generator().manual_seed(5))
+    tokens, n_audio = model.audio_tokens(mel, torch.tensor([64]))
+    prefix = model.encode_prefix(tokens)[1]
+    canvas = torch.arange(40, 48)[None]
+    return [model.ctc_logits(tokens), model.output_logits(model.denoise(canvas, prefix, n_audio))]

@@ -56,7 +56,8 @@ def parse_layers(layers: Sequence[str] | None, d_audio: int, hidden_size: int) -
             )
     if width != hidden_size or not any(layer.kind in CHANGES_WIDTH for layer in parsed):
         raise ValueError(
-            f"projector_layers is {list(layers)}; it has to lead from {d_audio} to the backbone's {hidden_size}."
+            f"projector_layers is {list(layers)}; it has to lead from {d_audio} to the backbone's "
+            f"{hidden_size}."
         )
     return parsed
 

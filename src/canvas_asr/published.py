@@ -1,7 +1,10 @@
 """The geometry of the released system, diffusion-gemma-asr-small, as a configuration.
 
 From the published configurations of its two frozen parts; the projector and the LoRA rank are deduced from
-the published counts (19 M and 42 M parameters) and are to be checked against a checkpoint.
+the published counts (19 M and 42 M parameters) and are to be checked against a checkpoint. The projector is
+probably another of that size: the inner width in the system's ``model.py`` is 1280 by default, where these
+layers have 16.4 M. Which layers make 19 M there is not known (:mod:`canvas_asr.conversion.chain` has two
+ways); an adapter file is imported with the layers that it holds, not with these.
 """
 
 from __future__ import annotations

@@ -9,30 +9,31 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_files import LAYOUTS, State, backbone_names, lora, projector, sequential, tap
+from adapter_files import (
+    LAYOUTS,
+    State,
+    backbone_names,
+    imported,
+    logits,
+    lora,
+    projector,
+    refused,
+    saved,
+    sequential,
+    tap,
+    with_adapter,
+)
 from safetensors.torch import save_file
 from small_models import small_model
 
 from canvas_asr.checkpoint import adapter_state, load_adapter
-from canvas_asr.conversion import ImportedAdapter, ImportSettings, import_adapter
+from canvas_asr.conversion import ImportSettings
 from canvas_asr.conversion.matching import brief
-from canvas_asr.errors import CheckpointError, OptionError
+from canvas_asr.errors import OptionError
 from canvas_asr.modeling import CanvasASRModel
 
 RANK = 4
 CONV = {"projector_kind": "conv", "projector_width": 24, "projector_stride": 8, "lora_rank": RANK}
-
-
-def with_adapter(seed: int, **fields: Any) -> CanvasASRModel:
-    """A model whose frozen parts are those of every other, and whose adapter is its own, tap included."""
-    model = small_model(**{"lora_alpha": 8, **fields})
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                assert name.startswith(("projector.", "ctc_tap.")) or "lora_" in name
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +50,6 @@ def state(source: CanvasASRModel) -> State:
 def other() -> CanvasASRModel:
     """Takes the imported tensors."""
     return with_adapter(2, **CONV)
-
-
-def saved(content: Any, folder: Path, **options: Any) -> Path:
-    path = folder / "adapter.pt"
-    torch.save(content, path, **options)
-    return path
-
-
-def imported(path: Path, model: CanvasASRModel, settings: ImportSettings | None = None) -> ImportedAdapter:
-    return import_adapter(path, model.config.backbone_config, model.config.audio_encoder_config, settings)
-
-
-def refused(path: Path, model: CanvasASRModel) -> str:
-    with pytest.raises(CheckpointError) as error:
-        imported(path, model)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    return message
-
-
-@torch.no_grad()
-def logits(model: CanvasASRModel) -> list[torch.Tensor]:
-    """CTC logits of a clip, and those of a canvas that reads it."""
-    mel = torch.randn(1, 80, 64, generator=torch.Generator().manual_seed(5))
-    tokens, n_audio = model.audio_tokens(mel, torch.tensor([64]))
-    prefix = model.encode_prefix(tokens)[1]
-    canvas = torch.arange(40, 48)[None]
-    return [model.ctc_logits(tokens), model.output_logits(model.denoise(canvas, prefix, n_audio))]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

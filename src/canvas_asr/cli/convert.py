@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SETTINGS = (
     "lora_alpha",
     "projector_activation",
+    "activation_after",
     "prompt_prefix",
     "prompt_suffix",
     "audio_token",
@@ -72,6 +73,11 @@ def add_parser(commands: Any) -> None:
 def _add_settings(group: Any) -> None:
     group.add_argument("--lora-alpha", type=int, help="LoRA scale times the rank")
     group.add_argument("--projector-activation", help="gelu, gelu_pytorch_tanh, relu or silu")
+    group.add_argument(
+        "--activation-after",
+        metavar="PLACE",
+        help="in a projector that is a chain: maps (all but the last), norms (behind LayerNorms) or convs",
+    )
     group.add_argument("--prompt-prefix", type=_text, help=r"text before the audio; \n is a line break")
     group.add_argument("--prompt-suffix", type=_text, help="text behind it")
     group.add_argument("--audio-token", help="placeholder of an audio token")

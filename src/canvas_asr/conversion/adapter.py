@@ -15,6 +15,7 @@ from transformers import DiffusionGemmaConfig, WhisperConfig
 from canvas_asr.configuration import CanvasASRConfig, text_config
 from canvas_asr.errors import CheckpointError, OptionError
 
+from .chain import ACTIVATION_PLACES
 from .files import AdapterFile, Value, read_adapter_file
 from .lora import SIDES, is_lora, lora_modules, match_lora, unnamed_lora
 from .matching import Match, brief
@@ -61,8 +62,9 @@ def import_adapter(
         OptionError: If a setting has an impossible value.
     """
     settings = settings or ImportSettings()
-    if settings.first_side not in (None, *SIDES):
-        raise OptionError(f"first_side is {settings.first_side!r}; choose one of {', '.join(SIDES)}.")
+    for key, choices in (("first_side", SIDES), ("activation_after", ACTIVATION_PLACES)):
+        if getattr(settings, key) not in (None, *choices):
+            raise OptionError(f"{key} is {getattr(settings, key)!r}; choose one of {', '.join(choices)}.")
     file = read_adapter_file(path)
     geometry = text_config(backbone_config)
     modules = lora_modules(backbone_config)
@@ -73,7 +75,10 @@ def import_adapter(
     tap, rest = _split(rest, lambda name, _: is_tap(name))
     lora, rank = match_lora(matrices, modules, settings.first_side or SIDES[0])
     projector, shape_fields = match_projector(
-        rest, d_audio=int(audio_encoder_config.d_model), hidden_size=int(geometry.hidden_size)
+        rest,
+        d_audio=int(audio_encoder_config.d_model),
+        hidden_size=int(geometry.hidden_size),
+        activation_after=settings.activation_after,
     )
     matches = [projector, match_tap(tap, int(geometry.hidden_size)), lora]
     _refuse_problems(file, matches)
@@ -85,10 +90,10 @@ def import_adapter(
         pad_token_id=geometry.pad_token_id,
     )
     fields = {**shape_fields, "lora_rank": rank, **fields}
-    _check_fields(path, fields, backbone_config, audio_encoder_config)
+    config = _check_fields(path, fields, backbone_config, audio_encoder_config)
     state = _state(file, matches)
     guesses = tuple(name for name, origin in origins.items() if origin == "guess")
-    return ImportedAdapter(fields, state, _report(file, matches, fields, origins, state), guesses)
+    return ImportedAdapter(fields, state, _report(file, matches, config, origins, state), guesses)
 
 
 def _split(
@@ -122,9 +127,9 @@ def _refuse_problems(file: AdapterFile, matches: list[Match]) -> None:
 
 def _check_fields(
     path: Path, fields: dict[str, Any], backbone: DiffusionGemmaConfig, audio_encoder: WhisperConfig
-) -> None:
+) -> CanvasASRConfig:
     try:
-        CanvasASRConfig(
+        config = CanvasASRConfig(
             backbone_config=copy.deepcopy(backbone),
             audio_encoder_config=copy.deepcopy(audio_encoder),
             **fields,
@@ -133,6 +138,7 @@ def _check_fields(
         raise OptionError(f"{path}: {error}") from error
     if not isinstance(fields["lora_alpha"], int) or fields["lora_alpha"] < 1:
         raise OptionError(f"lora_alpha is {fields['lora_alpha']!r}; give a whole number of at least 1.")
+    return config
 
 
 def _state(file: AdapterFile, matches: list[Match]) -> dict[str, Tensor]:
@@ -150,7 +156,7 @@ def _state(file: AdapterFile, matches: list[Match]) -> dict[str, Tensor]:
 def _report(
     file: AdapterFile,
     matches: list[Match],
-    fields: Mapping[str, Any],
+    config: CanvasASRConfig,
     origins: Mapping[str, str],
     state: Mapping[str, Tensor],
 ) -> str:
@@ -158,8 +164,8 @@ def _report(
     n_values = sum(tensor.numel() for tensor in file.tensors.values())
     lines = [
         f"{file.path}: {len(file.tensors)} tensors, {n_values:,} numbers",
-        f"projector: {fields['projector_kind']}, {fields['projector_width']} wide, "
-        f"{fields['projector_stride']} frames per audio token; LoRA: rank {fields['lora_rank']}",
+        f"projector: {config.projector_described}, {config.projector_stride} frames per audio token; "
+        f"LoRA: rank {config.lora_rank}",
     ]
     for match in matches:
         # Sources and targets whose layers run alike are told in one line.
@@ -169,7 +175,7 @@ def _report(
     if _same_sides(state):
         lines.append("LoRA: encoder and decoder have the same matrices; they may have been tied by mistake")
     lines.append("what the tensors do not tell:")
-    lines += [f"  {name} = {fields[name]!r} ({origin})" for name, origin in origins.items()]
+    lines += [f"  {name} = {getattr(config, name)!r} ({origin})" for name, origin in origins.items()]
     if file.values:
         lines.append(f"also in the file: {_shown(file.values)}")
     return "\n".join(lines)

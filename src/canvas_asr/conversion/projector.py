@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from .chain import KERNEL, match_chain
+from .layers import FileLayer, join_layers, names_of, place_layer
 from .matching import Match, Placed, natural_key
 
 _TAP = re.compile(r"(?<![a-z])(ctc|tap)(?![a-z])")
-KERNEL = 3
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """Weight and bias of one layer of the file.
-
-    Attributes:
-        weight: Path of the weight.
-        shape: Of the weight; a convolution over one frame counts as a linear map.
-        bias: Path of the bias; empty if there is none.
-        bias_shape: Of the bias.
-    """
-
-    weight: str
-    shape: tuple[int, ...]
-    bias: str = ""
-    bias_shape: tuple[int, ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        """Paths of its tensors."""
-        return [self.weight, self.bias] if self.bias else [self.weight]
 
 
 def match_projector(
-    tensors: Mapping[str, Tensor], *, d_audio: int, hidden_size: int
+    tensors: Mapping[str, Tensor], *, d_audio: int, hidden_size: int, activation_after: str | None = None
 ) -> tuple[Match, dict[str, Any]]:
     """Recognise the projector.
 
@@ -46,19 +25,31 @@ def match_projector(
         tensors: All that are neither LoRA nor CTC tap, in the order of the file.
         d_audio: Width of the audio encoder's frames.
         hidden_size: Width D of the backbone.
+        activation_after: Where the activations of a chain stand; None guesses.
 
     Returns:
-        The match, and the fields ``projector_kind``, ``projector_width`` and ``projector_stride``.
+        The match, and the fields ``projector_*`` that tensors tell.
     """
     match = Match()
-    layers = _layers(tensors, match)
+    layers = join_layers(tensors, match)
     if not any(len(layer.shape) > 1 for layer in layers):
         _refuse_rest(match, layers)
         match.refuse(["projector"], "missing from the file")
         return match, _fields("conv", 1, 2)
-    if any(len(layer.shape) == 3 for layer in layers):
-        return match, _match_convolutions(layers, match, d_audio, hidden_size)
-    return match, _match_mlp(layers, match, d_audio, hidden_size)
+    convs = [layer for layer in layers if len(layer.shape) == 3]
+    known, chain = copy.deepcopy(match), copy.deepcopy(match)
+    match_known = _match_convolutions if convs else _match_mlp
+    fields = match_known(layers, known, d_audio, hidden_size)
+    if known.problems == match.problems:
+        return known, fields
+    chain_fields = match_chain(
+        layers, chain, d_audio=d_audio, hidden_size=hidden_size, activation_after=activation_after
+    )
+    # Where neither fits, the problems told are those of the kind that the layers look like.
+    has_norms = any(len(layer.shape) == 1 for layer in layers)
+    if chain.problems == match.problems or (convs and (has_norms or not _fitting(convs, d_audio))):
+        return chain, chain_fields
+    return known, fields
 
 
 def match_tap(tensors: Mapping[str, Tensor], hidden_size: int) -> Match:
@@ -108,49 +99,13 @@ def _fields(kind: str, width: int, stride: int) -> dict[str, Any]:
     return {"projector_kind": kind, "projector_width": width, "projector_stride": stride}
 
 
-def _layers(tensors: Mapping[str, Tensor], match: Match) -> list[_Layer]:
-    """Join weights with the biases of the same layer; what is neither is refused."""
-    layers, used = [], set()
-    for name, tensor in tensors.items():
-        stem, _, end = name.rpartition(".")
-        if end == "bias" or tensor.dim() not in (1, 2, 3):
-            continue
-        if end != "weight" and tensor.dim() == 1:
-            continue
-        bias = f"{stem}.bias" if stem else "bias"
-        has_bias = end == "weight" and bias in tensors
-        shape = tuple(tensor.shape)
-        if len(shape) == 3 and shape[2] == 1:
-            shape = shape[:2]
-        layers.append(
-            _Layer(name, shape, bias, tuple(tensors[bias].shape)) if has_bias else _Layer(name, shape)
-        )
-        used |= {name, bias} if has_bias else {name}
-    match.refuse((name for name in tensors if name not in used), "no place in this model")
-    return layers
-
-
-def _place(match: Match, target: str, layer: _Layer) -> None:
-    """Place a layer as ``target.weight`` and ``target.bias``; a bias that is not there is zero."""
-    n_out = layer.shape[0]
-    match.placed.append(Placed(f"{target}.weight", layer.weight, layer.shape))
-    if not layer.bias:
-        match.filled[f"{target}.bias"] = ((n_out,), 0.0)
-        match.notes.append(f"{target}: no bias in the file; zero stands in")
-    elif layer.bias_shape != (n_out,):
-        match.refuse([layer.bias], f"shape {layer.bias_shape} where {(n_out,)} is needed")
-    else:
-        match.placed.append(Placed(f"{target}.bias", layer.bias, (n_out,)))
-
-
 def _match_convolutions(
-    layers: Sequence[_Layer], match: Match, d_audio: int, hidden_size: int
+    layers: Sequence[FileLayer], match: Match, d_audio: int, hidden_size: int
 ) -> dict[str, Any]:
     """Stride-2 convolutions of one width, then a linear map to the backbone."""
     convs = [layer for layer in layers if len(layer.shape) == 3]
     width = convs[0].shape[0]
-    orders = {tuple(convs), tuple(sorted(convs, key=lambda layer: natural_key(layer.weight)))}
-    fitting = [order for order in orders if _is_chain(order, d_audio, width)]
+    fitting = _fitting(convs, d_audio)
     if not fitting:
         for layer in convs:
             match.refuse(
@@ -159,11 +114,10 @@ def _match_convolutions(
                 f"({width}, {width}, {KERNEL}), for an audio encoder of width {d_audio}",
             )
     elif len(fitting) > 1:
-        names = [name for layer in convs for name in layer.names]
-        match.refuse(names, "ambiguous: their order in the file is not that of their names")
+        match.refuse(names_of(convs), "ambiguous: their order in the file is not that of their names")
     else:
         for index, layer in enumerate(fitting[0]):
-            _place(match, f"projector.convs.{index}", layer)
+            place_layer(match, f"projector.convs.{index}", layer)
     rest = [layer for layer in layers if layer not in convs]
     outs = [layer for layer in rest if layer.shape == (hidden_size, width)]
     _place_out(match, outs, rest, hidden_size, width)
@@ -172,12 +126,19 @@ def _match_convolutions(
     return _fields("conv", width, stride)
 
 
-def _is_chain(convs: Sequence[_Layer], d_audio: int, width: int) -> bool:
+def _fitting(convs: Sequence[FileLayer], d_audio: int) -> list[tuple[FileLayer, ...]]:
+    """Orders, of the file and of the names, in which convolutions of one width follow each other."""
+    width = convs[0].shape[0]
     widths = [d_audio] + [width] * len(convs)
-    return all(layer.shape == (width, widths[i], KERNEL) for i, layer in enumerate(convs))
+    orders = {tuple(convs), tuple(sorted(convs, key=lambda layer: natural_key(layer.weight)))}
+    return [
+        order
+        for order in orders
+        if all(layer.shape == (width, widths[i], KERNEL) for i, layer in enumerate(order))
+    ]
 
 
-def _match_mlp(layers: Sequence[_Layer], match: Match, d_audio: int, hidden_size: int) -> dict[str, Any]:
+def _match_mlp(layers: Sequence[FileLayer], match: Match, d_audio: int, hidden_size: int) -> dict[str, Any]:
     """LayerNorm, then two linear maps, the first over stacked frames."""
     maps = [layer for layer in layers if len(layer.shape) == 2]
     pairs = [
@@ -200,23 +161,23 @@ def _match_mlp(layers: Sequence[_Layer], match: Match, d_audio: int, hidden_size
         return _fields("stack_mlp", 1, 1)
     hidden, out = pairs[0]
     if len(norms) == 1:
-        _place(match, "projector.norm", norms[0])
+        place_layer(match, "projector.norm", norms[0])
     else:
-        names = [name for layer in norms for name in layer.names] or ["projector.norm"]
+        names = names_of(norms) or ["projector.norm"]
         match.refuse(names, "ambiguous LayerNorms" if norms else "missing from the file")
-    _place(match, "projector.hidden", hidden)
-    _place(match, "projector.out", out)
+    place_layer(match, "projector.hidden", hidden)
+    place_layer(match, "projector.out", out)
     rest = [layer for layer in layers if layer not in (hidden, out, *norms)]
     _refuse_rest(match, rest)
     return _fields("stack_mlp", hidden.shape[0], hidden.shape[1] // d_audio)
 
 
 def _place_out(
-    match: Match, outs: Sequence[_Layer], rest: Sequence[_Layer], hidden_size: int, width: int
+    match: Match, outs: Sequence[FileLayer], rest: Sequence[FileLayer], hidden_size: int, width: int
 ) -> None:
     """Place the one linear map to the backbone, and refuse what is left."""
     if len(outs) == 1:
-        _place(match, "projector.out", outs[0])
+        place_layer(match, "projector.out", outs[0])
     elif outs:
         for layer in outs:
             match.refuse(layer.names, "ambiguous: more than one for projector.out")
@@ -228,6 +189,6 @@ def _place_out(
     _refuse_rest(match, [layer for layer in rest if layer not in outs])
 
 
-def _refuse_rest(match: Match, rest: Sequence[_Layer]) -> None:
+def _refuse_rest(match: Match, rest: Sequence[FileLayer]) -> None:
     for layer in rest:
         match.refuse(layer.names, f"shape {layer.shape}: no place in this model")

@@ -13,7 +13,9 @@ from canvas_asr.processing import CanvasASRProcessor
 from .files import Value
 
 # Text before and after the audio slots, in the control tokens of the backbone's tokenizer; the first is the
-# default: audio between the tokens that open and close it, as transformers' processor of Gemma 4 has it.
+# default: audio between the tokens that open and close it, as transformers' processor of Gemma 4 has it. The
+# released system's model.py has the ids of the same three tokens, 256000, 258881 and 258883; the text around
+# them is not known. It has the soft-cap of the backbone's logits too; whether CTC was trained with it is not.
 FRAMINGS: dict[str, tuple[str, str]] = {
     "marked": ("<bos><|turn>user\n<|audio>", "<audio|>Transcribe the audio.<turn|>\n<|turn>model\n"),
     "turn": ("<bos><|turn>user\n", "Transcribe the audio.<turn|>\n<|turn>model\n"),
@@ -28,7 +30,7 @@ class ImportSettings:
 
     Attributes:
         lora_alpha: LoRA scale times the rank; guess: what the file states, else twice the rank.
-        projector_activation: Guess: ``gelu`` for convolutions, ``silu`` for the MLP.
+        projector_activation: Guess: ``gelu`` for convolutions and chains, ``silu`` for the MLP.
         prompt_prefix: Text before the audio slots; guess: a user's turn, and the token that opens audio.
         prompt_suffix: Text after them; guess: the token that closes audio, the request, and the start of the
             model's turn.
@@ -41,6 +43,9 @@ class ImportSettings:
         max_canvas_length: Guess: 256.
         first_side: Whose LoRA comes first where a bare list of matrices does not say; guess: ``encoder``, the
             order of the backbone's modules.
+        activation_after: Where the activations of a projector stand that is a chain of layers: ``maps``,
+            ``norms`` or ``convs`` (:data:`canvas_asr.conversion.chain.ACTIVATION_PLACES`); guess: where the
+            numbers of a ``Sequential`` leave room, else ``maps``.
     """
 
     lora_alpha: int | None = None
@@ -55,6 +60,7 @@ class ImportSettings:
     canvas_length: int | None = None
     max_canvas_length: int | None = None
     first_side: str | None = None
+    activation_after: str | None = None
 
 
 def resolve(
