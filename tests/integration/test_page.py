@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from page_tools import CONTRASTS, answer_with, events_of, pass_of
 from small_models import TINY
 
 import canvas_asr
@@ -139,27 +140,6 @@ def long_file(folder: Path, n_clips: int) -> Path:
     return path
 
 
-def answer_with(page: Any, *events: dict[str, Any]) -> None:
-    """Have transcriptions answered by these events."""
-    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-    page.route(
-        "**/v1/audio/transcriptions", lambda route: route.fulfill(content_type="text/event-stream", body=body)
-    )
-
-
-def events_of(text: str) -> list[dict[str, Any]]:
-    """A segment and its transcript: those fields that the page reads."""
-    words = [
-        {"text": word, "start": 0.5 * i, "end": 0.5 * i + 0.4, "confidence": 0.9}
-        for i, word in enumerate(text.split())
-    ]
-    said = {"text": text, "language": "en", "language_confidence": 1.0, "confidence": 0.9, "words": words}
-    segment = {"start": 0.0, "end": 0.5 * len(words), **said}
-    rest = {"passes": 8, "audio_s": 2.0, "rtfx": 20.0, "truncated": False, "gaps": []}
-    whole = {"type": "canvas.transcript", **said, **rest, "segments": [segment]}
-    return [{"type": "canvas.segment", **segment}, whole]
-
-
 def test_uploaded_file_is_denoised_and_its_words_are_heard(
     open_page: Callable[..., Any], transcriber: canvas_asr.Transcriber, tmp_path: Path
 ) -> None:
@@ -177,6 +157,7 @@ def test_uploaded_file_is_denoised_and_its_words_are_heard(
     expected = transcriber.transcribe(EXAMPLES / "de.flac", **AS_THE_PAGE)
     assert page.locator("#canvas .words").inner_text() == expected.text
     assert words_of(page) == [word.text for word in expected.words or ()]
+    assert page.locator("#canvas").get_by_role("button").all_inner_texts() == words_of(page)
     assert page.evaluate("shown.size") > 4  # its start, and passes that differ
     assert page.locator("#status").inner_text().startswith("Done.")
     facts = page.locator("#facts").inner_text()
@@ -278,6 +259,36 @@ def test_cancelled_work_ends_on_the_server(
     page.wait_for_selector(DONE)
 
 
+def test_what_came_already_is_cancelled_too(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    answer_with(page, *[pass_of("All of this is here.", step) for step in range(1, 60)], *events_of("Done."))
+    choose(page, EXAMPLES / "en.flac")
+    page.wait_for_selector(".token")
+    page.click("#cancel")
+    assert page.locator("#status").inner_text() == "Cancelled."
+    assert not page.locator("#cancel").is_visible()
+    assert page.locator("#canvas .word, #canvas .token").count() == 0
+    assert not page.locator("#outcome").is_visible()
+
+
+def test_what_is_offered_is_what_the_model_can_do(open_page: Callable[..., Any]) -> None:
+    def answer(route: Any) -> None:
+        model = {"id": "other", "object": "model", "languages": languages, "has_draft": False}
+        route.fulfill(json={"object": "list", "data": [model]})
+
+    page = open_page()
+    page.wait_for_selector("#language [value=hi]", state="attached")
+    assert page.locator("#start [value='draft 1']").count() == 1
+    for languages in (["it", "da"], []):
+        page.route("**/v1/models", answer)
+        page.reload()
+        page.wait_for_function("document.getElementById('model').textContent.includes('other')")
+        names = ["Detect", *["Danish", "Italian"][: len(languages)]]
+        assert page.locator("#language option").all_text_contents() == names
+        assert page.locator("#language").is_visible() == bool(languages)
+        assert page.locator("#start [value='draft 1']").count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_has_no_horizontal_scroll_and_enough_contrast(
     open_page: Callable[..., Any], scheme: str
@@ -366,30 +377,3 @@ def test_key_is_asked_for_where_there_is_one(open_page: Callable[..., Any]) -> N
     page.wait_for_selector("#key-form", state="hidden")
     choose(page, EXAMPLES / "en.flac")
     page.wait_for_selector(DONE)
-
-
-# Ratio of every text's colour to what lies behind it, by WCAG 2; the least of those that look alike.
-CONTRASTS = """() => {
-  const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
-    .getContext("2d", { willReadFrequently: true });
-  const mix = (colours) => {
-    pen.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
-    return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const light = (rgb) => rgb
-    .map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const ratios = {};
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue;
-    const behind = [];
-    for (let e = element; e; e = e.parentElement) behind.unshift(getComputedStyle(e).backgroundColor);
-    const [a, b] = [light(mix(behind)), light(mix([...behind, getComputedStyle(element).color]))];
-    const name = `${element.tagName} ${element.className}`;
-    ratios[name] = Math.min(ratios[name] ?? 99, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-  }
-  return ratios;
-}"""

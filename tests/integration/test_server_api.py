@@ -247,6 +247,8 @@ def test_models_are_listed_by_the_names_they_are_served_under(client: OpenAI) ->
     assert [model.id for model in listed] == ["tiny", "whisper-1"]
     assert {model.object for model in listed} == {"model"}
     assert client.models.retrieve("whisper-1") == listed[1]
+    assert "de" in listed[0].model_extra["languages"]
+    assert listed[0].model_extra["has_draft"] is True
     assert client.audio.transcriptions.create(model="whisper-1", file=SPEECH).text
 
 

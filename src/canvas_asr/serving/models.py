@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import State
 
 from .auth import DOCUMENTED_KEY
 from .errors import RequestError
@@ -18,7 +19,7 @@ router = APIRouter(tags=["models"], dependencies=[DOCUMENTED_KEY])
 async def list_models(request: Request) -> dict[str, Any]:
     """List the model that is served, under each of its names."""
     state = request.app.state
-    return {"object": "list", "data": [_model(name, state.started_at) for name in state.served.names]}
+    return {"object": "list", "data": [_model(name, state) for name in state.served.names]}
 
 
 @router.get("/v1/models/{name:path}", summary="Look up a model")
@@ -27,7 +28,7 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
     state = request.app.state
     if name not in state.served.names:
         raise no_such_model(state.served.names)
-    return _model(name, state.started_at)
+    return _model(name, state)
 
 
 @router.post("/v1/audio/translations", include_in_schema=False)
@@ -41,5 +42,13 @@ async def refuse_translation() -> None:
     )
 
 
-def _model(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "canvas-asr"}
+def _model(name: str, state: State) -> dict[str, Any]:
+    """Describe the model: as OpenAI does, and what the page wants to know."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": state.started_at,
+        "owned_by": "canvas-asr",
+        "languages": list(state.served.languages),
+        "has_draft": state.served.has_draft,
+    }

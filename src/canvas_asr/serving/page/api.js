@@ -11,11 +11,11 @@ export class ServerError extends Error {
   }
 }
 
-/** The id of the model that is served. */
+/** The model that is served: `id`, `languages` that it tells apart, and `has_draft`. */
 export async function readModel(key) {
   const answer = await ask("v1/models", { headers: authorization(key) });
   const { data } = await answer.json();
-  return data[0].id;
+  return data[0];
 }
 
 /**

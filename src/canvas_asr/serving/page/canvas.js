@@ -39,9 +39,11 @@ export class Canvas {
     this.#run();
   }
 
-  /** Resolves when all that came is shown. */
-  settled() {
-    return new Promise((resolve) => {
+  /** Resolves when all that came is shown; rejects when `signal` is aborted before. */
+  settled(signal) {
+    return new Promise((resolve, reject) => {
+      signal.throwIfAborted();
+      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
       this.idle.push(resolve);
       this.#run();
     });

@@ -32,7 +32,7 @@ async function run(file, name) {
   try {
     await knowModel();
     for await (const event of transcribe(file, { ...wish, model, key, signal: mine.controller.signal })) if (job === mine) take(event);
-    await canvas.settled();
+    await canvas.settled(mine.controller.signal);
     if (job === mine) finish(mine);
   } catch (error) {
     if (job === mine) fail(error);
@@ -60,8 +60,14 @@ function prepare({ file, name }) {
 }
 
 async function knowModel() {
-  model ||= await readModel(key);
+  if (model) return;
+  const served = await readModel(key);
+  model = served.id;
   at("model").textContent = `Model: ${model}. `;
+  const names = served.languages.map((code) => [languageName(code), code]).sort();
+  at("language").append(...names.map(([name, code]) => new Option(name, code)));
+  at("language-choice").hidden = !names.length;
+  if (!served.has_draft) at("start").querySelector("[value^=draft]").remove();
 }
 
 function take(event) {

@@ -51,6 +51,7 @@ export class Words {
       span.textContent = word.text;
       span.dataset.index = this.words.length;
       span.dataset.time = clock(word.start, 1);
+      span.setAttribute("role", "button");
       span.tabIndex = this.words.length === this.stop ? 0 : -1;
       paragraph.append(word.glue, span);
       this.words.push({ ...word, span });
