@@ -197,6 +197,26 @@ def test_the_unit_drains_before_it_kills(options: set[str]) -> None:
     assert given["CANVAS_ASR_API_KEY"] == ""
 
 
+def test_the_disk_that_uploads_take_at_most_is_what_is_set_aside() -> None:
+    pytest.importorskip(
+        "fastapi", reason="the server's packages are not installed: pip install -e '.[serve]'"
+    )
+    from canvas_asr.serving.settings import ServerSettings
+    from canvas_asr.serving.work import MORE_ARRIVING
+
+    settings = ServerSettings()
+    arriving = settings.max_batch + settings.max_queue + MORE_ARRIVING
+    decoders = settings.decode_workers + settings.max_batch
+    n_files = arriving + settings.decode_workers + decoders
+    n_bytes = n_files * settings.max_upload_bytes
+    (size_gib,) = re.findall(r"--tmpfs /tmp:size=(\d+)g ", PAGE)
+    assert n_bytes <= int(size_gib) << 30 <= 1.5 * n_bytes
+    page = " ".join(PAGE.split())
+    assert f"{n_files} files of {settings.max_upload_bytes >> 20} MiB, {n_bytes / 2**30:.1f} GiB" in page
+    assert f"{decoders} processes" in page
+    assert int(unit()["Service"]["LimitNOFILE"]) >= 4 * n_files
+
+
 def test_systemd_knows_every_setting_of_the_unit(tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
