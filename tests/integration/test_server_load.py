@@ -38,8 +38,9 @@ N_CLIENTS, N_SLOTS, N_QUEUE = 64, 4, 32
 N_REQUESTS = int(os.environ.get("CANVAS_ASR_LOAD_REQUESTS", "60"))
 N_WARM = max(40, N_REQUESTS // 5)
 MAX_GROWTH = 1.05
-# Aims on a quiet machine are 0.1 s and 0.05 s (benchmarks/serving.py); tests run on any.
-MAX_REFUSAL_S = MAX_HEALTH_S = 10.0
+# Aims on a quiet machine are 0.1 s and 0.05 s (benchmarks/serving.py); tests run on any. There a single answer may
+# come late, but most do not, unless they wait for the model, for a decoder (10 s) or for each other.
+MAX_REFUSAL_S = MAX_HEALTH_S = 1.0
 START_S = 300.0
 
 pytestmark = pytest.mark.timeout(600 + 3 * N_REQUESTS)
@@ -108,16 +109,16 @@ def test_a_crowd_is_served_or_told_at_once_to_come_again(monkeypatch: pytest.Mon
         with http_client(address) as client:  # and all places are free again
             assert client.post(ROUTE, data={"model": "small"}, files={"file": content}).status_code == 200
     counts = Counter(reply.status_code for reply in replies)
-    p95_s = float(np.percentile(refused_s, 95))
-    print(f"{dict(counts)}, refusals p95 {p95_s:.3f} s, /health at most {max(health_s):.3f} s")
+    print(f"{dict(counts)}, refusals and /health, median and maximum, in s:")
+    print(*(f"{np.median(times):.3f} {max(times):.3f}" for times in (refused_s, health_s)), sep=", ")
     assert counts[200] == N_SLOTS + N_QUEUE
     assert counts.keys() <= {200, 429, 503}
     for reply in replies:
         if reply.status_code != 200:
             assert int(reply.headers["retry-after"]) >= 1
             assert reply.json()["error"]["code"]
-    assert p95_s <= MAX_REFUSAL_S
-    assert max(health_s) <= MAX_HEALTH_S
+    assert np.median(refused_s) <= MAX_REFUSAL_S
+    assert np.median(health_s) <= MAX_HEALTH_S
 
 
 # A server of its own
