@@ -68,7 +68,7 @@ def test_no_more_bodies_arrive_than_the_disk_is_meant_for(
                 stack.enter_context(begin_upload(address))
             until(lambda: len(n_arriving) == 2)
             with begin_upload(address) as third:  # answered though most of its body is never sent
-                reply = third.recv(65536).decode()
+                reply = b"".join(iter(lambda: third.recv(65536), b"")).decode()
             assert reply.startswith("HTTP/1.1 429 ")
             assert "\r\nretry-after: " in reply.lower()
             assert "queue_full" in reply
