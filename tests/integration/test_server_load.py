@@ -39,7 +39,7 @@ N_REQUESTS = int(os.environ.get("CANVAS_ASR_LOAD_REQUESTS", "60"))
 N_WARM = max(40, N_REQUESTS // 5)
 MAX_GROWTH = 1.05
 # Aims on a quiet machine are 0.1 s and 0.05 s (benchmarks/serving.py); tests run on any. There a single
-# answer may come late, but most do not, unless they wait for the model, for a decoder (10 s) or for each other.
+# answer may come late, but most do not, unless they wait for the model, a decoder (10 s) or each other.
 MAX_REFUSAL_S = MAX_HEALTH_S = 1.0
 START_S = 300.0
 
