@@ -113,7 +113,8 @@ class Blocks:
 
 def ask(scheduler: Scheduler, source: Any, *, steps: int = 2, **given: Any) -> tuple[Job, Told]:
     told = Told()
-    flags = {name: given.pop(name) for name in ("vad", "shows_passes", "wants_segments") if name in given}
+    names = ("vad", "shows_passes", "wants_segments", "is_live")
+    flags = {name: given.pop(name) for name in names if name in given}
     return scheduler.submit(source, DecodingOptions(steps=steps, **given), told, **flags), told
 
 

@@ -161,6 +161,36 @@ def test_a_short_job_does_not_wait_for_long_ones(asr: Transcriber, steps: type[R
     assert max(len(pieces) for pieces in steps.passes()) == 8
 
 
+def test_live_audio_goes_like_short_jobs_beside_a_long_upload(
+    asr: Transcriber, steps: type[Recorded]
+) -> None:
+    """Longer than a clip, it shares passes with the upload's one row and with clips."""
+    scheduler = Scheduler(asr)
+    upload = ask(scheduler, np.tile(LONG, 3), steps=4, vad=False, seed=1)[0]
+
+    class Chain(Told):
+        """Asks for the next as soon as one is done."""
+
+        def __call__(self, event: Event) -> None:
+            super().__call__(event)
+            if isinstance(event, Finished) and not live.has_ended.is_set():
+                scheduler.submit(CLIPS[2], DecodingOptions(steps=4), Chain())
+
+    live = ask(scheduler, Blocks(LONG), steps=4, vad=False, is_live=True)[1]
+    assert scheduler.n_live == 1
+    for _ in range(2):
+        scheduler.submit(CLIPS[2], DecodingOptions(steps=4), Chain())
+    with scheduler:
+        found = live.transcript()
+        upload.cancel()
+        assert scheduler.close(60)
+    check_same(found, asr.transcribe((LONG, RATE_HZ), steps=4, vad=False))
+    kinds = [{one.recording.audio_s for one in pieces} for pieces in steps.passes()]
+    clip_s, upload_s = len(CLIPS[2]) / RATE_HZ, 3 * len(LONG) / RATE_HZ
+    assert any({clip_s, upload_s} < kind for kind in kinds)
+    assert scheduler.n_live == 0
+
+
 def test_long_jobs_go_on_beside_short_ones(asr: Transcriber, steps: type[Recorded]) -> None:
     scheduler = Scheduler(asr, max_batch=2)
     n_asked = [0]
