@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,3 +45,11 @@ def http_client(address: str, api_key: str = "none") -> httpx.Client:
     """A plain client, for what OpenAI's would not send."""
     headers = {"Authorization": f"Bearer {api_key}"}
     return httpx.Client(base_url=address, headers=headers, timeout=60.0, trust_env=False)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon, on a machine that may be busy."""
+    deadline = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from running_server import http_client
+from running_server import http_client, until
 from scripted_server import AUDIO, ROUTE, refusal, scripted, transcript
 from small_models import small_model, small_processor
 
@@ -19,7 +17,6 @@ from canvas_asr.serving import work
 from canvas_asr.serving.app import create_app
 from canvas_asr.serving.settings import ServerSettings
 
-LATEST_S = 20.0
 _BEGUN = (
     f"POST {ROUTE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     "Content-Length: 1000000\r\n\r\n--x\r\n"
@@ -36,13 +33,6 @@ def begin_upload(address: str) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30)
     connection.sendall(_BEGUN.encode())
     return connection
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LATEST_S
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.01)
 
 
 def test_no_more_bodies_arrive_than_the_disk_is_meant_for(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from running_server import until
 from scripted_server import scripted
 from small_models import small_model, small_processor
 from websockets.exceptions import ConnectionClosed
@@ -30,13 +30,6 @@ def asr() -> Transcriber:
 def open_live(address: str) -> ClientConnection:
     url = f"{address.replace('http', 'ws', 1)}/v1/live"
     return connect(url, proxy=None, open_timeout=60, close_timeout=1)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LATEST_S
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.01)
 
 
 def test_a_client_that_leaves_is_noticed_while_its_audio_waits(asr: Transcriber) -> None:
