@@ -67,11 +67,6 @@ def test_a_file_gives_what_its_samples_give(asr: Transcriber, clips: list[Sample
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_a_copy_for_another_process_transcribes_the_same(asr: Transcriber, clips: list[Samples]) -> None:
-    copy = pickle.loads(pickle.dumps(asr))
-    assert contents([copy.transcribe((clips[0], RATE_HZ))]) == contents([asr.transcribe((clips[0], RATE_HZ))])
-
-
 def test_neither_batch_nor_place_changes_a_transcript(
     asr: Transcriber, clips: list[Samples], batch_size: int
 ) -> None:
@@ -105,6 +100,11 @@ def test_the_seed_decides_the_noise(asr: Transcriber, clips: list[Samples]) -> N
     assert contents([first]) == contents([again])
     assert first.tokens != other.tokens
     assert first.draft == other.draft
+
+
+def test_a_copy_for_another_process_transcribes_the_same(asr: Transcriber, clips: list[Samples]) -> None:
+    copy = pickle.loads(pickle.dumps(asr))
+    assert contents([copy.transcribe((clips[0], RATE_HZ))]) == contents([asr.transcribe((clips[0], RATE_HZ))])
 
 
 def test_a_given_language_is_kept(asr: Transcriber, clips: list[Samples]) -> None:
