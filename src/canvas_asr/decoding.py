@@ -6,6 +6,7 @@ join and leave between passes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,7 @@ class CanvasDecoder:
             cuda_graphs: Whether prefix and passes are recorded once a shape and replayed, with norms as one
                 kernel: faster on a GPU where a few shapes recur, slower where every batch has its own.
         """
+        self.lock = threading.Lock()  # held for a step: the model is for one thread at a time
         self.model = model
         self.processor = processor
         self.config = config = model.config
@@ -99,6 +101,14 @@ class CanvasDecoder:
         if cuda_graphs:
             fuse_norms(model.backbone)
             self.graphs = GraphedBackbone(model.backbone, self.vocabulary)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, which no other process can share."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what another process had, with a lock of its own."""
+        vars(self).update(state, lock=threading.Lock())
 
     def __call__(
         self,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class PieceBatch:
     """Pieces that join between passes, and leave with their transcripts.
 
-    A piece whose text fills its canvas has none: its halves are given back, to be read in its place.
+    A piece whose text fills its canvas has none: its halves are given back, to be read in its place. Steps
+    that several threads take with one decoder wait for each other.
     """
 
     def __init__(self, decoder: CanvasDecoder, options: DecodingOptions, watchers: Watchers = NOBODY) -> None:
@@ -69,15 +70,17 @@ class PieceBatch:
         started = time.perf_counter()
         device = self._decoder.model.projector.device
         mel, n_mel = self._decoder.processor.features([piece.chunk.samples for piece in new])
-        self._batch.add(mel.to(device), n_mel.to(device), new, options=options)
-        return self._settle(new, started)
+        with self._decoder.lock:
+            self._batch.add(mel.to(device), n_mel.to(device), new, options=options)
+            return self._settle(new, started)
 
     def run_pass(self) -> list[Piece]:
         """Run one pass on all pieces that are not set aside; halves of those that are done and were cut."""
         started = time.perf_counter()
         worked = self._batch.keys
-        self._batch.run_pass()
-        halves = self._settle(worked, started)
+        with self._decoder.lock:
+            self._batch.run_pass()
+            halves = self._settle(worked, started)
         self._watchers.tell(self._batch, lambda piece: piece.recording.place)  # their time is theirs
         return halves
 

@@ -120,7 +120,7 @@ def load(
 
 
 class Transcriber:
-    """A loaded model, for one thread at a time: threads share one through the scheduler."""
+    """A loaded model. Threads may share it: their steps wait for each other."""
 
     def __init__(
         self, model: CanvasASRModel, processor: CanvasASRProcessor, *, cuda_graphs: bool = False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,19 @@ def test_the_seed_decides_the_noise(asr: Transcriber, clips: list[Samples]) -> N
 def test_a_copy_for_another_process_transcribes_the_same(asr: Transcriber, clips: list[Samples]) -> None:
     copy = pickle.loads(pickle.dumps(asr))
     assert contents([copy.transcribe((clips[0], RATE_HZ))]) == contents([asr.transcribe((clips[0], RATE_HZ))])
+
+
+def test_threads_that_share_a_transcriber_get_the_same_texts(asr: Transcriber, clips: list[Samples]) -> None:
+    """Without a lock some of them are wrong, in silence."""
+    alone = contents([asr.transcribe((clip, RATE_HZ)) for clip in clips])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            found = list(threads.map(lambda clip: asr.transcribe((clip, RATE_HZ)), clips * 6))
+    finally:
+        sys.setswitchinterval(interval)
+    assert contents(found) == alone * 6
 
 
 def test_a_given_language_is_kept(asr: Transcriber, clips: list[Samples]) -> None:
