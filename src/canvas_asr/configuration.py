@@ -33,6 +33,7 @@ LANGUAGE_TAG_PLACES = ("canvas", "none")
 AUDIO_FRONT_ENDS = ("whisper", "waveform")
 AUDIO_POSITIONS = ("frames", "spikes")
 AUDIO_EMBEDDINGS = ("projector", "posterior")
+CANVAS_PLACES = ("transcript", "draft")
 CONTEXT_PLACE = "{text}"
 WAVEFORM_FRAME = 640  # samples of 16 kHz: 40 ms
 
@@ -75,6 +76,9 @@ class CanvasASRConfig(PreTrainedConfig):
             ``posterior``: in their place stand the input embeddings that the CTC tap expects, weighted by its
             probabilities, plus the audio token by a learned scale; a backbone that reads text can read them
             from the first step (after arXiv 2505.11352).
+        canvas_places: ``transcript``: a canvas holds the transcript and nothing else (the released system).
+            ``draft``: it was trained to keep each token in its place in the CTC draft, and may hold the blank,
+            which writes nothing, where the draft has a token too many.
         prompt_prefix: Text before the audio slots, special tokens written out.
         prompt_suffix: Text after the audio slots.
         prompt_context: What stands between prefix and audio where a text to go by is given, ``{text}`` in its
@@ -119,6 +123,7 @@ class CanvasASRConfig(PreTrainedConfig):
         lora_alpha: int = 32,
         audio_positions: str = "frames",
         audio_embeddings: str = "projector",
+        canvas_places: str = "transcript",
         prompt_prefix: str = "<bos>",
         prompt_suffix: str = "<|transcribe|>",
         prompt_context: str | None = None,
@@ -160,6 +165,7 @@ class CanvasASRConfig(PreTrainedConfig):
         self.lora_alpha = lora_alpha
         self.audio_positions = audio_positions
         self.audio_embeddings = audio_embeddings
+        self.canvas_places = canvas_places
         self.prompt_prefix = prompt_prefix
         self.prompt_suffix = prompt_suffix
         self.prompt_context = prompt_context
@@ -220,6 +226,7 @@ class CanvasASRConfig(PreTrainedConfig):
             ("language_tag_place", self.language_tag_place, LANGUAGE_TAG_PLACES),
             ("audio_positions", self.audio_positions, AUDIO_POSITIONS),
             ("audio_embeddings", self.audio_embeddings, AUDIO_EMBEDDINGS),
+            ("canvas_places", self.canvas_places, CANVAS_PLACES),
         )
         for key, value, allowed in choices:
             if value not in allowed:
