@@ -93,6 +93,8 @@ class CanvasDecoder:
         self.vocabulary = text_vocabulary(
             processor.tokenizer, config.vocab_size, tuple(self.languages.values()), config.mask_token_id
         )
+        if config.canvas_places == "draft":
+            self.vocabulary.text[config.blank_token_id] = True
         self.canvas_start = processor.canvas_start(config)
         self.aligner = Aligner(model, processor.feature_extractor.hop_length)
         self._hotwords: tuple[Any, HotwordGraph] | None = None  # the last ones that were asked for
@@ -274,9 +276,11 @@ class CanvasDecoder:
         span = self.text_span(ids)
         best = max(range(len(tags)), key=tags.__getitem__) if tags else -1
         probabilities = dict(zip(self.languages, tags, strict=True)) if tags else {}
+        blank = self.config.blank_token_id  # where the draft has a token too many
+        written = list(zip(ids, finished.confidence.tolist(), strict=True))[span]
         return Decoded(
-            ids=ids[span],
-            confidences=finished.confidence.tolist()[span],
+            ids=[i for i, _ in written if i != blank],
+            confidences=[c for i, c in written if i != blank],
             language=list(self.languages)[best] if tags else language or "",
             language_confidence=tags[best] if tags else float(bool(language)),
             draft=list(draft),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from canvas_asr.checkpoint import ADAPTER_NAME, assemble, load_adapter
+from canvas_asr.checkpoint import ADAPTER_NAME, adapter_parameters, assemble, load_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
 from canvas_asr.ctc import merge_labels
 from canvas_asr.decoding import CanvasDecoder
@@ -33,6 +33,7 @@ from .judging import Judgement, error_rates, listening, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .objective import denoising_counts, denoising_losses
 from .outcome import leave_checkpoint
+from .places import canvases_in_places
 from .recipe import Recipe, from_mapping
 from .speech_data import SpeechDataset
 from .stage import Part, Stage, row_generators, share_of
@@ -89,6 +90,11 @@ class AdapterModel(Stage):
         if options.train_backbone:
             for name, parameter in model.backbone.named_parameters():
                 parameter.requires_grad_("vision" not in name and ".router." not in name)
+            if not options.train_embeddings:
+                model.backbone.get_input_embeddings().requires_grad_(False)
+        if not options.train_adapter:
+            for parameter in adapter_parameters(model).values():
+                parameter.requires_grad_(False)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
         """Count clips, targets and canvas positions."""
@@ -156,7 +162,11 @@ class AdapterModel(Stage):
         if not (objective.diffusion_weight or objective.autoregressive_weight):  # CTC alone
             return {**outputs, "loss": loss}
         generators = row_generators(part, len(canvas))
-        prompt, places = self._prompt(prompt_ids, tokens, n_audio, generators)
+        prompt, places, readings = self._prompt(prompt_ids, tokens, n_audio, generators)
+        n_canvas = None
+        if self.model.config.canvas_places == "draft":
+            blank = self.model.config.blank_token_id
+            canvas, n_canvas = canvases_in_places(canvas, n_targets, text, n_text, readings, blank)
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -165,6 +175,7 @@ class AdapterModel(Stage):
             n_targets,
             canvas,
             objective,
+            n_canvas=n_canvas,
             **places,
             canvas_start=self.canvas_start,
             part=part,
@@ -187,18 +198,23 @@ class AdapterModel(Stage):
 
     def _prompt(
         self, prompt_ids: Tensor, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Prompts (B, P, D), and their ``positions`` and ``drafts`` for :func:`denoising_losses`."""
+    ) -> tuple[Tensor, dict[str, Any], list[list[int]]]:
+        """Prompts (B, P, D), what :func:`denoising_losses` asks of their places, and CTC readings."""
         labels, expected = self._read_tokens(tokens)
         audio = self.model.embed_audio(tokens, expected)
         prompt = self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id)
         if labels is None:
-            return prompt, {}
+            return prompt, {}, []
+        readings = merge_labels(labels, n_audio, self.model.config.blank_token_id)
         wants_drafts = self.options.objective.corruption.draft > 0
-        return prompt, {
-            "positions": self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id),
-            "drafts": self._drafts(labels, n_audio, generators) if wants_drafts else None,
-        }
+        return (
+            prompt,
+            {
+                "positions": self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id),
+                "drafts": tagged_drafts(readings, self.tags, generators) if wants_drafts else None,
+            },
+            readings,
+        )
 
     @torch.no_grad()
     def _read_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -207,8 +223,9 @@ class AdapterModel(Stage):
         No gradient goes through them: CTC trains what they say.
         """
         config = self.model.config
-        wants_drafts = self.options.objective.corruption.draft > 0
-        if not wants_drafts and (config.audio_positions, config.audio_embeddings) == ("frames", "projector"):
+        released = ("frames", "projector", "transcript")
+        uses = (config.audio_positions, config.audio_embeddings, config.canvas_places)
+        if uses == released and not self.options.objective.corruption.draft:
             return None, None
         labels, expected = [], []
         # A few clips at a time: logits of a whole batch would fill a GPU.
@@ -218,13 +235,6 @@ class AdapterModel(Stage):
             expected.append(self.model.expected_embeddings(logits))
         found = [part for part in expected if part is not None]
         return torch.cat(labels), torch.cat(found) if found else None
-
-    def _drafts(
-        self, labels: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
-    ) -> list[list[int]]:
-        """Greedy CTC readings as canvases start from them, each behind a random language tag."""
-        drafts = merge_labels(labels, n_audio, self.model.config.blank_token_id)
-        return tagged_drafts(drafts, self.tags, generators)
 
 
 def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> Judgement:

@@ -45,6 +45,9 @@ class AdapterOptions:
         spec_augment: Masks on the features; with a feature cache, masks of time on the encoder's frames.
         augment: Whether training clips get noise, rooms, colour, gain and speed.
         augmentation: How strongly.
+        train_adapter: Whether projector, CTC tap and LoRA learn; without them what reads the prompt can.
+        train_embeddings: Whether embeddings and output layer, which are one, learn with the backbone; not
+            where a CTC tap that reads through them is to be kept as it is.
         train_audio_encoder: Joint fine-tuning (d): the audio encoder learns too.
         train_backbone: Joint fine-tuning (d): the backbone learns too, its experts' routers apart.
         base_lr_scale: Learning rate of audio encoder and backbone relative to the adapter's.
@@ -73,6 +76,8 @@ class AdapterOptions:
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
     augment: bool = False
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    train_adapter: bool = True
+    train_embeddings: bool = True
     train_audio_encoder: bool = False
     train_backbone: bool = False
     base_lr_scale: float = 1.0
@@ -87,6 +92,10 @@ class AdapterOptions:
             raise RecipeError(f"options.dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
         if self.dtype != "float32" and (self.train_audio_encoder or self.train_backbone):
             raise RecipeError(f"options.dtype is {self.dtype}: what is trained needs float32.")
+        if not (self.train_adapter or self.train_audio_encoder or self.train_backbone):
+            raise RecipeError(
+                "options: train_adapter is false, and nothing else is trained; train something."
+            )
         own, noise = self.model.get("mask_token_id"), self.objective.corruption.mask_id
         if own != noise:
             raise RecipeError(

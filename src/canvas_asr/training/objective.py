@@ -95,6 +95,7 @@ def denoising_losses(
     canvas: Tensor,
     options: ObjectiveOptions,
     *,
+    n_canvas: Tensor | None = None,
     drafts: Sequence[Sequence[int]] | None = None,
     positions: Tensor | None = None,
     canvas_start: int | None = None,
@@ -107,10 +108,11 @@ def denoising_losses(
         backbone: The backbone, LoRA injected or not.
         prompt: Scaled prompt embeddings, (B, P, D), right-padded.
         n_prompt: Valid prompt positions, (B,) int64.
-        targets: Clean canvas up to and with its first end token, (B, U) int64, right-padded.
+        targets: Transcript up to and with its end token, (B, U) int64, right-padded.
         n_targets: Valid targets, (B,) int64.
         canvas: Clean canvas, (B, C) int64.
         options: Weights.
+        n_canvas: Canvas places up to and with the first end token, (B,) int64; None: as many as targets.
         drafts: Canvas-ready draft ids of each clip, where there are any.
         positions: Of the prompts' places, (B, P) float32; None: 0, 1, 2, ...
         canvas_start: Position of the first canvas token; None: behind the prompt.
@@ -130,20 +132,21 @@ def denoising_losses(
     else:
         cache = encode_prefix(backbone, prompt, positions)[1]
 
+    n_canvas = n_targets if n_canvas is None else n_canvas
     generators = generators or row_generators(part, len(canvas))
     if (n := options.n_canvases) > 1:
         cache = select_cache(cache, torch.arange(len(canvas), device=canvas.device).repeat_interleave(n))
-        canvas, n_targets, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_targets, n_prompt))
+        canvas, n_canvas, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_canvas, n_prompt))
         generators = _each(generators, n)
         drafts = None if drafts is None else _each(drafts, n)
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
-    noise = _draw_noise(corruption, canvas, n_targets, drafts, generators, options)
+    noise = _draw_noise(corruption, canvas, n_canvas, drafts, generators, options)
     noisy, soft = noise.canvas, None
     if bool((noise.own | noise.conditioned).any()):
         predicted, soft = _earlier_pass(backbone, noise, cache, n_prompt, canvas_start)
         noisy = noise.renoised(corruption, predicted)
     hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
-    outputs.update(_read_canvas(backbone, hidden, canvas, n_targets, noise, options, part))
+    outputs.update(_read_canvas(backbone, hidden, canvas, n_canvas, noise, options, part))
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
     return outputs
 
