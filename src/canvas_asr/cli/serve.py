@@ -143,6 +143,7 @@ def run(options: argparse.Namespace) -> int:
         import websockets  # noqa: F401
 
         from canvas_asr.serving.http_server import serve
+        from canvas_asr.serving.process import one_thread
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _MODULES:
             raise
@@ -158,7 +159,8 @@ def run(options: argparse.Namespace) -> int:
             )
         from canvas_asr.transcriber import load
 
-        transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
+        with one_thread():
+            transcriber = load(options.model, cuda_graphs=options.cuda_graphs, **load_arguments(options))
 
         def say_where() -> None:
             name = settings.served_names[0]

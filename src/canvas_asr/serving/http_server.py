@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from ..errors import CanvasASRError
 from ..scheduling.scheduler import Scheduler
 from .app import create_app
+from .process import one_thread, settled_memory
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def serve(
     """Serve a model until SIGINT or SIGTERM, and then until the requests in work are answered.
 
     Args:
-        transcriber: Of the model.
+        transcriber: Of the model, best loaded in :func:`~canvas_asr.serving.process.one_thread`.
         settings: Of the server.
         listener: Bound to the address; it is closed in the end.
         on_ready: Called once the server can be reached.
@@ -100,8 +101,9 @@ def serve(
         CanvasASRError: If it could not be started.
         OptionError: If the model cannot follow the options of decoding in the settings.
     """
-    server = make_server(create_app(transcriber, settings), on_ready)
-    with _stopped_quietly():
+    with one_thread():
+        server = make_server(create_app(transcriber, settings), on_ready)
+    with settled_memory(), _stopped_quietly():
         server.run([listener])
     if not server.started:  # newer versions of uvicorn end the program themselves, with 3
         raise CanvasASRError("the server could not be started; the log above says why.")

@@ -1,0 +1,41 @@
+"""What a process that serves for long does before it begins, so that its threads do not hold each other up."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let this thread compute alone, so that it leaves no helpers behind.
+
+    OpenMP gives every thread that computes helpers of its own, as many as there are processors, and keeps
+    them for as long as that thread lives. Where all of them are more than the processors, those that wait for
+    work fall asleep at once, and each of the hundreds of small steps of a pass has to wake them. So only the
+    thread of the model is to have any: what loads the model runs under this.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)  # of threads that begin to compute from now on, too
+
+
+@contextmanager
+def settled_memory() -> Iterator[None]:
+    """Leave what is loaded by now to itself: garbage collections look at what is made from here on.
+
+    One that looked at the model and its libraries would hold all threads for as long as some hundred
+    milliseconds, ``/health`` among what waits.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

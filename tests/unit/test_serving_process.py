@@ -1,0 +1,114 @@
+"""What a server does for its process before it begins: by counting threads and objects, not time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from canvas_asr.cli import main
+from canvas_asr.errors import CanvasASRError
+from canvas_asr.serving import http_server
+from canvas_asr.serving.process import one_thread, settled_memory
+from canvas_asr.serving.settings import ServerSettings
+
+N_THREADS = 3
+
+
+@pytest.fixture
+def threads() -> Any:
+    """Several, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(N_THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+def in_new_thread(function: Callable[[], None]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("threads")
+def test_who_computes_alone_leaves_no_helpers() -> None:
+    large = torch.zeros(1 << 20)
+    n_new: list[int] = []
+
+    def compute() -> None:
+        before = set(os.listdir("/proc/self/task"))
+        with one_thread():
+            large.add_(1)
+            n_new.append(len(set(os.listdir("/proc/self/task")) - before))
+        large.add_(1)
+        n_new.append(len(set(os.listdir("/proc/self/task")) - before))
+
+    in_new_thread(compute)
+    assert n_new == [0, N_THREADS - 1]
+    assert large.min() == large.max() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_that_come_later_have_all_processors() -> None:
+    found: list[int] = []
+    with pytest.raises(ValueError, match="not loaded"), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ValueError("not loaded")
+    in_new_thread(lambda: found.append(torch.get_num_threads()))
+    assert found == [torch.get_num_threads()] == [N_THREADS]
+
+
+def test_collections_look_at_what_is_new_alone() -> None:
+    class Part:
+        def __init__(self) -> None:
+            self.whole: Any = self
+
+    loaded = Part()
+    assert gc.get_freeze_count() == 0
+    with settled_memory():
+        made = Part()
+        seen = [one for one in gc.get_objects() if type(one) is Part]
+        assert seen == [made]
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
+    assert loaded in [one for one in gc.get_objects() if type(one) is Part]
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_model_is_loaded_by_one_thread(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise CanvasASRError(f"loaded by {torch.get_num_threads()}")
+
+    monkeypatch.setattr("canvas_asr.transcriber.load", load)
+    assert main(["serve", "--port", "0"]) == 1
+    assert "loaded by 1\n" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_server_runs_with_settled_memory_and_all_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def make(*_: Any) -> Any:
+        found.append(torch.get_num_threads())
+
+        def run(sockets: list[socket.socket]) -> None:
+            found.extend([torch.get_num_threads(), min(1, gc.get_freeze_count())])
+
+        return SimpleNamespace(run=run, started=True)
+
+    monkeypatch.setattr(http_server, "create_app", lambda *_: None)
+    monkeypatch.setattr(http_server, "make_server", make)
+    with socket.socket() as listener:
+        http_server.serve(None, ServerSettings(), listener, lambda: None)  # type: ignore[arg-type]
+    assert found == [1, N_THREADS, 1]
