@@ -1,4 +1,4 @@
-"""What a process that serves for long does before it begins, so that its threads do not hold each other up."""
+"""What a process that serves does before it begins, so that its threads do not hold each other up."""
 
 from __future__ import annotations
 
