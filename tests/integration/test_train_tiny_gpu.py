@@ -26,7 +26,7 @@ STAGES = (
     "acoustic_ctc",
     "projector",
     "reading",
-    "final",
+    "in_place",
 )
 MAX_FILE_BYTES = 15_000_000
 # Words for 1,000 short sentences a language: each tenth of the hundred parts of the split gets some.
@@ -109,7 +109,7 @@ def test_the_whole_recipe_in_small(tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["complete"]
     assert {name: summary["jobs"][name]["step"] for name in STAGES} == dict.fromkeys(STAGES, 8)
-    assert "eval_gap" in summary["jobs"]["final"]["evaluation"]
+    assert "eval_gap" in summary["jobs"]["in_place"]["evaluation"]
     assert all(path.stat().st_size <= MAX_FILE_BYTES for path in out.iterdir())
     evaluation = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     read = {(result["testset"], result["language"]) for result in evaluation["results"]}

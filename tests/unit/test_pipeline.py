@@ -189,18 +189,18 @@ def test_stages_start_from_what_earlier_ones_made(tmp_path: Path) -> None:
         ("projector", "backbone"): "text/backbone",
         ("projector", "audio_encoder"): "acoustic_ctc/audio_encoder",
         ("reading", "init"): "projector/checkpoint/backbone",
-        ("final", "init"): "projector/checkpoint",
-        ("final", "backbone"): "reading/backbone",
-        ("final", "audio_encoder"): "projector/checkpoint/audio_encoder",
+        ("in_place", "init"): "projector/checkpoint",
+        ("in_place", "backbone"): "reading/backbone",
+        ("in_place", "audio_encoder"): "projector/checkpoint/audio_encoder",
     }
     for name, place in starts.items():  # each is what a job leaves that is done by then
         before = place.split("/")[0]
         assert before in ancestors(name[0])
-    final = values["final"]
-    assert final["training.minutes_before"] == 2.5
-    assert final["training.max_minutes"] == jobs.MINUTES["final"] - jobs.OVERHEAD_MINUTES
+    last = values["in_place"]
+    assert last["training.minutes_before"] == 2.5
+    assert last["training.max_minutes"] == jobs.MINUTES["in_place"] - jobs.OVERHEAD_MINUTES
     workers = {name: found["training.n_workers"] for name, found in values.items()}
-    assert (workers["text"], workers["acoustic_ctc"], workers["reading"], workers["final"]) == (2, 4, 6, 6)
+    assert (workers["text"], workers["acoustic_ctc"], workers["reading"], workers["in_place"]) == (2, 4, 6, 6)
 
 
 def test_what_later_stages_need_is_kept(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_real_speech_joins_where_no_phonemes_are_needed(tmp_path: Path) -> None:
     (settings.work / "testsets" / "train_real.jsonl").touch()
     n_sources = {
         stage: len(recipe_overrides(stage, settings, 0.0)["options.train"])
-        for stage in ("acoustic_frames", "acoustic_ctc", "projector", "final")
+        for stage in ("acoustic_frames", "acoustic_ctc", "projector", "in_place")
     }
-    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "projector": 2, "final": 2}
+    assert n_sources == {"acoustic_frames": 1, "acoustic_ctc": 2, "projector": 2, "in_place": 2}
 
 
 @pytest.mark.parametrize("small", [True, False])

@@ -117,6 +117,19 @@ def test_only_what_reads_the_prompt_learns_without_adapter_and_embeddings(
     assert all(name.startswith("backbone.") and "embed_tokens" not in name for name in learns)
 
 
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, True),
+        ({"train_adapter": False, "train_backbone": True}, True),
+        ({"train_adapter": False, "train_backbone": True, "train_embeddings": False}, False),
+        ({"train_adapter": False, "train_audio_encoder": True}, True),
+    ],
+)
+def test_what_the_tap_reads_through_is_known(options: dict[str, bool], changes: bool) -> None:
+    assert options_of(**options).changes_draft is changes
+
+
 def test_a_recipe_that_trains_nothing_is_refused() -> None:
     with pytest.raises(RecipeError, match="train_adapter is false, and nothing else is trained"):
         options_of(train_adapter=False)

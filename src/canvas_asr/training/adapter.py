@@ -369,7 +369,7 @@ def run(recipe: Recipe) -> None:
         lr_scale_of=lambda name: options.base_lr_scale if _is_base(name) else 1.0,
     )
     if trainer.run():
-        if not options.ctc_weight:
+        if not options.ctc_weight and options.changes_draft:
             config.has_draft = False  # what the tap spells no longer follows the audio
         whole = options.whole_checkpoint
         if whole is None:

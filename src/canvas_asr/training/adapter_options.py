@@ -83,6 +83,13 @@ class AdapterOptions:
     base_lr_scale: float = 1.0
     whole_checkpoint: bool | None = None
 
+    @property
+    def changes_draft(self) -> bool:
+        """Whether anything learns that the CTC tap reads through."""
+        return (
+            self.train_adapter or self.train_audio_encoder or (self.train_backbone and self.train_embeddings)
+        )
+
     def __post_init__(self) -> None:
         """Refuse values that no run can use, and settings that contradict each other."""
         # A rate of zero: what is not to learn is not trained at all.

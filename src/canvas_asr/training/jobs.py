@@ -1,7 +1,7 @@
 """The jobs of the whole recipe: what each makes, what it needs, and how long it may take.
 
 Sized for 25 minutes on one large GPU and 16 cores: the longest way through the jobs (check, synthesis, both
-acoustic stages, projector, reading, final, checkpoint, evaluation) takes 24.5. Recipes say what a stage does
+acoustic stages, projector, reading, in_place, checkpoint, evaluation) takes 24.5. Recipes say what a stage does
 and what it starts from; here stands only what differs by machine.
 """
 
@@ -36,8 +36,8 @@ MINUTES = {
     "text_short": 2.0,
     "text": 7.0,
     "projector": 6.0,
-    "reading": 4.0,
-    "final": 1.0,
+    "reading": 2.0,
+    "in_place": 3.0,
     "checkpoint": 0.5,
     "evaluation": 2.5,
 }
@@ -46,7 +46,7 @@ SMALL_MINUTES = 15.0
 TRACKS = (
     ("acoustic_frames", "acoustic_ctc"),
     ("text_copy", "text_short", "text"),
-    ("projector", "reading", "final"),
+    ("projector", "reading", "in_place"),
 )
 RUNS = "runs/tiny"  # where recipes look for what earlier stages made: in the work folder here
 # A stage spends this long at most before its first step and after its last.
@@ -368,8 +368,8 @@ JOBS: dict[str, Job] = {
         train, "projector/checkpoint", ("acoustic_ctc", "text", "synthesis", "testsets"), is_stage=True
     ),
     "reading": Job(train, "reading/backbone", ("projector",), is_stage=True),
-    "final": Job(train, "final/checkpoint", ("reading",), is_stage=True),
-    "checkpoint": Job(checkpoint, "checkpoint", ("final",)),
+    "in_place": Job(train, "in_place/checkpoint", ("reading",), is_stage=True),
+    "checkpoint": Job(checkpoint, "checkpoint", ("in_place",)),
     "evaluation": Job(evaluation, "evaluation/evaluation.json", ("checkpoint", "testsets"), may_be_cut=True),
 }
 GOAL = "evaluation"
