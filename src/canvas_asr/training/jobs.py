@@ -1,8 +1,8 @@
 """The jobs of the whole recipe: what each makes, what it needs, and how long it may take.
 
 Sized for 25 minutes on one large GPU and 16 cores: the longest way through the jobs (check, synthesis, both
-acoustic stages, projector, reading, in_place, checkpoint, evaluation) takes 24.5. Recipes say what a stage does
-and what it starts from; here stands only what differs by machine.
+acoustic stages, projector, reading, in_place, checkpoint, evaluation) takes 24.5. Recipes say what a stage
+does and what it starts from; here stands only what differs by machine.
 """
 
 from __future__ import annotations
