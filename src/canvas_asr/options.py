@@ -49,6 +49,14 @@ class StrategyOptions(TypedDict, total=False):
     prompt: str | None
 
 
+class DecodingKeywords(StrategyOptions, total=False):
+    """Those that are given by keyword only: all but language and steps."""
+
+    init: str | None
+    canvas: int | str | None
+    seed: int
+
+
 @dataclass(frozen=True)
 class DecodingOptions:
     """How clips are decoded.
@@ -61,8 +69,8 @@ class DecodingOptions:
 
     Attributes:
         language: Code of all clips; None finds each one's.
-        steps: Most passes a clip takes; 0, with ``init="draft"`` only, gives the draft as it is. None: see
-            above.
+        steps: Most passes a clip takes; 0, with ``init="draft"`` only, gives the draft as it is, in no
+            language but the one given. None: see above.
         init: What the canvas starts from. ``noise``: random tokens. ``draft``: the CTC draft, laid end to
             end, the end token filling the tail. ``draft-slots``: the draft with a random token before,
             between and behind its tokens, where the model may insert what the draft missed. None: see above.

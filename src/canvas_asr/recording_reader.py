@@ -79,23 +79,27 @@ class RecordingReader:
             raise AudioError(f"the audio is damaged at {source.gaps[0].start:.1f} s: {source.gaps[0].reason}")
         return self.open(place, (begun.samples, SAMPLE_RATE_HZ))
 
-    def open_list(self, sources: Sequence[AudioSource], sample_rate_hz: int | None = None) -> list[Recording]:
-        """Open recordings, all of them before any is transcribed.
+    def open_all(
+        self, source: AudioSource | list[AudioSource], sample_rate_hz: int | None = None
+    ) -> list[Recording]:
+        """Open a recording, or a list of them, all before any is transcribed.
 
         Args:
-            sources: As :func:`canvas_asr.load_audio` takes them.
+            source: As :func:`canvas_asr.load_audio` takes it, or a list.
             sample_rate_hz: Of arrays that come without one.
 
         Raises:
-            AudioError: If one cannot be read, naming its file or its place.
+            AudioError: If one cannot be read, naming its file or its place in the list.
             CheckpointError: See :meth:`open`.
         """
+        if not isinstance(source, list):
+            return [self.open(0, source, sample_rate_hz)]
         recordings = []
-        for place, source in enumerate(sources):
+        for place, item in enumerate(source):
             try:
-                recordings.append(self.open(place, source, sample_rate_hz))
+                recordings.append(self.open(place, item, sample_rate_hz))
             except AudioError as error:
-                if file_name(source) is not None:
+                if file_name(item) is not None:
                     raise
                 raise AudioError(f"item {place} of the list: {error}") from error
         return recordings

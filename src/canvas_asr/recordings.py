@@ -191,12 +191,23 @@ class Recording:
         return segments
 
     def result(self, options: DecodingOptions) -> Transcript | AudioError:
-        """Give the whole transcript of a recording that is done."""
+        """Give the whole transcript of a recording that is done, or why it could not be read."""
         if self.error is not None:
             return self.error
         if not self._parts:
             return replace(empty_transcript(options), file=self.name)
         return replace(self._parts[0], seconds=self.seconds, file=self.name)
+
+    def transcript(self, options: DecodingOptions) -> Transcript:
+        """Give the whole transcript of a recording that is done.
+
+        Raises:
+            AudioError: If it could not be read.
+        """
+        result = self.result(options)
+        if isinstance(result, AudioError):
+            raise result
+        return result
 
 
 class Clip(Recording):

@@ -25,13 +25,12 @@ from .hub import EMBEDDED_MODEL, HubAccess
 from .loading import check_one_gpu, find_device, load_model
 from .long_form import LongForm, OnProgress, Progress, max_chunk_samples
 from .modeling import CanvasASRModel
-from .options import DecodingOptions, StrategyOptions
+from .options import DecodingKeywords, DecodingOptions, StrategyOptions
 from .parts import LoadOptions, OtherParts
 from .processing import CanvasASRProcessor
 from .recording_reader import RecordingReader, file_name
 from .result import Segment, Transcript
 from .speakers import Speakers, SpeakerSource
-from .transcripts import empty_transcript
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,15 +40,7 @@ ROUNDING_SAMPLES = 16  # 1 ms: resampling makes a clip of exactly the limit a li
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
 
-class _Decoding(StrategyOptions, total=False):
-    """Options of decoding that are given by keyword only."""
-
-    init: str | None
-    canvas: int | str | None
-    seed: int
-
-
-class _Keywords(_Decoding, total=False):
+class _Keywords(DecodingKeywords, total=False):
     """What :meth:`Transcriber.transcribe` takes by keyword only."""
 
     batch_size: int
@@ -220,27 +211,19 @@ class Transcriber:
             source: A path, an array with its rate, or a list of them: as :func:`canvas_asr.load_audio` takes
                 them. A clip of zero samples has an empty transcript, and no confidence.
             language: Code such as ``de``; None detects it, clip by clip.
-            steps: Most denoising passes of a clip; 0, with ``init="draft"`` only, gives the draft as it is,
-                in no language but the one given. None, as for ``init``: the checkpoint's defaults, if neither
-                is given; if one is, what goes with it (:class:`~canvas_asr.options.DecodingOptions`).
+            steps: Most denoising passes of a clip; None, as for ``init``: as the checkpoint says.
             init: What the canvas starts from: ``noise``, the CTC ``draft``, or ``draft-slots``.
-            canvas: Tokens of the canvas, which the transcript has to fit; ``auto``: as the draft needs, and
-                longer for a text that fills it; None: the model's default.
+            canvas: Its tokens; ``auto``: as many as the text needs; None: the model's default.
             seed: Of the noise.
-            batch_size: Clips that are transcribed together; one that is done before the others makes room for
-                the next.
+            batch_size: Clips that are transcribed together; one that is done makes room for the next.
             sample_rate_hz: Rate of arrays that come without one.
-            vad: Whether only speech is transcribed, as voice activity detection finds it; None: where the
-                audio is longer than the model takes at once.
+            vad: Whether only speech is transcribed; None: where audio is longer than the model takes at once.
             diarize: Who spoke when: a callable, or RTTM: see :class:`~canvas_asr.speakers.Speakers`.
-            on_progress: Called with the seconds of audio that are done and those there are in all: never
-                fewer done than before, and at the end all.
+            on_progress: Called with the seconds of audio done, never fewer than before, and those in all.
             on_pass: Called after every pass of every clip with the clip's place in the list (0 for one
                 clip), the number of the pass from 1, and the text so far.
-            on_canvas: Called after every pass of every clip with what it made of the canvas: tokens with
-                their confidences, and which of them stay.
-            strategies: Further options, such as ``word_timestamps``, ``acceptance`` or ``gate``: see
-                :class:`~canvas_asr.options.DecodingOptions`.
+            on_canvas: Called then with a :class:`~canvas_asr.canvas_view.CanvasView` of what the pass made.
+            strategies: Others of :class:`~canvas_asr.options.DecodingOptions`, which explains all.
 
         Returns:
             A transcript; for a list, a list in the same order.
@@ -255,17 +238,11 @@ class Transcriber:
         engine = self._engine(options, batch_size, Watchers(on_pass, on_canvas))
         items = source if isinstance(source, list) else [source]
         reader, speakers = self.reader(options, vad), Speakers.of(diarize, items)
-        if isinstance(source, list):
-            recordings = reader.open_list(source, sample_rate_hz)
-        else:
-            recordings = [reader.open(0, source, sample_rate_hz)]
-        found = [empty_transcript(options)] * len(items)
-        for recording in engine.run_all(recordings, on_progress):
-            result, place = recording.result(options), recording.place
-            if isinstance(result, AudioError):
-                raise result
-            found[place] = speakers.join(result, items[place], sample_rate_hz)
-        return found if isinstance(source, list) else found[0]
+        found = {
+            one.place: speakers.join(one.transcript(options), items[one.place], sample_rate_hz)
+            for one in engine.run_all(reader.open_all(source, sample_rate_hz), on_progress)
+        }
+        return [found[place] for place in range(len(items))] if isinstance(source, list) else found[0]
 
     def stream_file(
         self,
@@ -277,7 +254,7 @@ class Transcriber:
         vad: bool | None = None,
         diarize: SpeakerSource = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[_Decoding],
+        **options: Unpack[DecodingKeywords],
     ) -> Iterator[Segment]:
         """Transcribe a file and give its segments in order, each as soon as it is ready.
 
@@ -315,7 +292,7 @@ class Transcriber:
         vad: bool | None = None,
         diarize: SpeakerSource = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[_Decoding],
+        **options: Unpack[DecodingKeywords],
     ) -> Iterator[Transcript | AudioError]:
         """Transcribe files as they come, and go on past those that cannot be read.
 
@@ -358,7 +335,7 @@ class Transcriber:
         language: str | None = None,
         steps: int | None = None,
         batch_size: int = 8,
-        **options: Unpack[_Decoding],
+        **options: Unpack[DecodingKeywords],
     ) -> list[Transcript]:
         """Transcribe 16 kHz mono clips, one transcript for each, in order.
 
