@@ -6,8 +6,9 @@ The same classes describe the embedded model and the 26B system; only values dif
 from __future__ import annotations
 
 import json
+from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import transformers
 
@@ -41,6 +42,14 @@ WAVEFORM_FRAME = 640  # samples of 16 kHz: 40 ms
 def text_config(config: DiffusionGemmaConfig) -> DiffusionGemmaTextConfig:
     """Give the text geometry of a backbone; its field also admits the dict or None that it was made from."""
     return cast(DiffusionGemmaTextConfig, config.text_config)
+
+
+_Part = TypeVar("_Part", bound=PreTrainedConfig)
+
+
+def _part(kind: type[_Part], given: Any) -> _Part:
+    """Give the configuration of a frozen part, which JSON holds as a dict; None: with its defaults."""
+    return kind(**given) if isinstance(given, dict) else given or kind()
 
 
 class CanvasASRConfig(PreTrainedConfig):
@@ -77,15 +86,16 @@ class CanvasASRConfig(PreTrainedConfig):
             probabilities, plus the audio token by a learned scale; a backbone that reads text can read them
             from the first step (after arXiv 2505.11352).
         canvas_places: ``transcript``: a canvas holds the transcript and nothing else (the released system).
-            ``draft``: it was trained to keep each token in its place in the CTC draft, and may hold the blank,
-            which writes nothing, where the draft has a token too many.
+            ``draft``: it was trained to keep each token in its place in the CTC draft, and may hold the
+            blank, which writes nothing, where the draft has a token too many.
         prompt_prefix: Text before the audio slots, special tokens written out.
         prompt_suffix: Text after the audio slots.
         prompt_context: What stands between prefix and audio where a text to go by is given, ``{text}`` in its
             place and special tokens written out: ``Context: {text}`` for example. None: the checkpoint was
             not trained with such texts and takes none.
         audio_token: The placeholder, repeated once per audio token.
-        language_tags: Language code to the special token that opens its canvas.
+        language_tags: Language code to the special token that opens its canvas; empty or None: ``<|en|>`` for
+            ``en`` and so on, for all six.
         language_tag_place: ``canvas``: the first canvas token names the language. ``none``: no tag.
         blank_token_id: The CTC blank, an id that no transcript uses.
         mask_token_id: What stands on a canvas where nothing is decided yet, an id that no transcript uses:
@@ -105,84 +115,60 @@ class CanvasASRConfig(PreTrainedConfig):
     model_type = MODEL_TYPE
     sub_configs: ClassVar = {"backbone_config": DiffusionGemmaConfig, "audio_encoder_config": WhisperConfig}
 
-    def __init__(
-        self,
-        backbone: str = "backbone",
-        audio_encoder: str = "audio_encoder",
-        backbone_revision: str | None = None,
-        audio_encoder_revision: str | None = None,
-        backbone_config: DiffusionGemmaConfig | dict[str, Any] | None = None,
-        audio_encoder_config: WhisperConfig | dict[str, Any] | None = None,
-        audio_front_end: str = "whisper",
-        projector_kind: str = "stack_mlp",
-        projector_width: int = 512,
-        projector_stride: int = 2,
-        projector_activation: str | None = None,
-        projector_layers: list[str] | None = None,
-        lora_rank: int = 16,
-        lora_alpha: int = 32,
-        audio_positions: str = "frames",
-        audio_embeddings: str = "projector",
-        canvas_places: str = "transcript",
-        prompt_prefix: str = "<bos>",
-        prompt_suffix: str = "<|transcribe|>",
-        prompt_context: str | None = None,
-        audio_token: str = "<|audio|>",
-        language_tags: dict[str, str] | None = None,
-        language_tag_place: str = "canvas",
-        blank_token_id: int = 6,
-        mask_token_id: int | None = None,
-        ctc_softcap: bool = False,
-        has_draft: bool = True,
-        pad_to_30s: bool = False,
-        max_audio_s: float = 30.0,
-        canvas_length: int = 96,
-        max_canvas_length: int = 256,
-        decoding_init: str | None = None,
-        decoding_steps: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(backbone_config, dict):
-            backbone_config = DiffusionGemmaConfig(**backbone_config)
-        if isinstance(audio_encoder_config, dict):
-            audio_encoder_config = WhisperConfig(**audio_encoder_config)
-        self.backbone = backbone
-        self.audio_encoder = audio_encoder
-        self.backbone_revision = backbone_revision
-        self.audio_encoder_revision = audio_encoder_revision
-        self.backbone_config = backbone_config or DiffusionGemmaConfig()
-        self.audio_encoder_config = audio_encoder_config or WhisperConfig()
-        self.audio_front_end = audio_front_end
-        self.projector_kind = projector_kind
-        self.projector_width = projector_width
-        self.projector_stride = projector_stride
-        self.projector_activation = projector_activation or ACTIVATION_OF_KIND.get(projector_kind, "gelu")
-        self.projector_layers = projector_layers
-        if projector_kind == "chain":
-            layers = parse_layers(projector_layers, self.d_audio, self.hidden_size)
+    backbone: str = "backbone"
+    audio_encoder: str = "audio_encoder"
+    backbone_revision: str | None = None
+    audio_encoder_revision: str | None = None
+    backbone_config: DiffusionGemmaConfig = field(default_factory=DiffusionGemmaConfig)
+    audio_encoder_config: WhisperConfig = field(default_factory=WhisperConfig)
+    audio_front_end: str = "whisper"
+    projector_kind: str = "stack_mlp"
+    projector_width: int = 512
+    projector_stride: int = 2
+    projector_activation: str | None = None
+    projector_layers: list[str] | None = None
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    audio_positions: str = "frames"
+    audio_embeddings: str = "projector"
+    canvas_places: str = "transcript"
+    prompt_prefix: str = "<bos>"
+    prompt_suffix: str = "<|transcribe|>"
+    prompt_context: str | None = None
+    audio_token: str = "<|audio|>"
+    language_tags: dict[str, str] = field(default_factory=dict)
+    language_tag_place: str = "canvas"
+    blank_token_id: int = 6
+    mask_token_id: int | None = None
+    ctc_softcap: bool = False
+    has_draft: bool = True
+    pad_to_30s: bool = False
+    max_audio_s: float = 30.0
+    canvas_length: int = 96
+    max_canvas_length: int = 256
+    decoding_init: str | None = None
+    decoding_steps: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from other fields and check all.
+
+        Args:
+            kwargs: Further fields of every configuration of ``transformers``.
+
+        Raises:
+            ValueError: If no model can be built from a value; the key is named.
+        """
+        self.backbone_config = _part(DiffusionGemmaConfig, self.backbone_config)
+        self.audio_encoder_config = _part(WhisperConfig, self.audio_encoder_config)
+        self.projector_activation = self.projector_activation or ACTIVATION_OF_KIND.get(
+            self.projector_kind, "gelu"
+        )
+        if self.projector_kind == "chain":
+            layers = parse_layers(self.projector_layers, self.d_audio, self.hidden_size)
             self.projector_width, self.projector_stride = width_of(layers), stride_of(layers)
-        self.lora_rank = lora_rank
-        self.lora_alpha = lora_alpha
-        self.audio_positions = audio_positions
-        self.audio_embeddings = audio_embeddings
-        self.canvas_places = canvas_places
-        self.prompt_prefix = prompt_prefix
-        self.prompt_suffix = prompt_suffix
-        self.prompt_context = prompt_context
-        self.audio_token = audio_token
-        self.language_tags = language_tags or {language: f"<|{language}|>" for language in LANGUAGES}
-        self.language_tag_place = language_tag_place
-        self.blank_token_id = blank_token_id
-        self.mask_token_id = mask_token_id
-        self.ctc_softcap = ctc_softcap
-        self.has_draft = has_draft
-        self.pad_to_30s = pad_to_30s
-        self.max_audio_s = max_audio_s
-        self.canvas_length = canvas_length
-        self.max_canvas_length = max_canvas_length
-        self.decoding_init = decoding_init
-        self.decoding_steps = decoding_steps
-        super().__init__(**kwargs)
+        self.language_tags = self.language_tags or {language: f"<|{language}|>" for language in LANGUAGES}
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        self.validate()  # upstream's own checks, which only a @strict class runs by itself
         self._check()
 
     @property
@@ -209,7 +195,7 @@ class CanvasASRConfig(PreTrainedConfig):
     def projector_described(self) -> str:
         """The projector in a few words, its stride apart."""
         if self.projector_layers:
-            return f"chain of {describe_layers(self.projector_layers, self.projector_activation)}"
+            return f"chain of {describe_layers(self.projector_layers, cast(str, self.projector_activation))}"
         return f"{self.projector_kind}, {self.projector_width} wide"
 
     @property
