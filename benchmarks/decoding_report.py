@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from aims import aims_section
 from decoding_speed import SLOW_S
+from report_page import aims_section, section
+
+from canvas_asr.card_sections import NONE
 
 Record = dict[str, Any]
-NONE = "–"
 AIMS = {
     "noise_bound": 0.005,  # rate by which one pass may be worse than the most from noise
     "noise_to_draft": 1.2,
@@ -123,12 +124,6 @@ def _percent(rate: float | None) -> str:
     return NONE if rate is None else f"{100 * rate:.1f}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], n_text: int = 1) -> list[str]:
-    """Lines of a Markdown table whose first columns are words."""
-    rule = ["---"] * n_text + ["---:"] * (len(header) - n_text)
-    return ["| " + " | ".join(str(cell) for cell in row) + " |" for row in (header, rule, *rows)]
-
-
 def markdown(content: Record) -> str:
     """The whole page."""
     machine = content["environment"]
@@ -165,16 +160,14 @@ def _passes(content: Record) -> list[str]:
         ]
         for name, side in found.items()
     ]
-    return [
-        "## Passes",
-        "",
+    return section(
+        "Passes",
         "Error rate in percent by passes, over all clips: Whisper-normalised errors by reference units, "
         "which are words in en, de, fr, es and characters in hi, zh. The last column: the fewest passes "
         "within 0.2 points of the most.",
-        "",
-        *table(["Canvas", *(f"{n}" for n in counts), "Needed"], rows),
-        "",
-    ]
+        ["Canvas", *(f"{n}" for n in counts), "Needed"],
+        rows,
+    )
 
 
 def _accuracy(content: Record) -> list[str]:
@@ -197,32 +190,27 @@ def _accuracy(content: Record) -> list[str]:
             ]
         )
     most = _most_from_noise(content)
-    return [
-        "## Accuracy of every setting",
-        "",
+    return section(
+        "Accuracy of every setting",
         "In percent: over all languages, WER of en, de, fr, es, CER of hi and zh. Differences in points with "
         "their 95 % interval by paired bootstrap over the clips that both have read; less than 0 is better. "
         "Passes: mean over clips; of autoregressive decoding, tokens. RTFx is that of the evaluation itself, "
         f"batches of {content['batch_size']} clips of the set.",
-        "",
-        *table(
-            [
-                "Strategy",
-                "Setting",
-                "Clips",
-                "All",
-                "WER",
-                "CER",
-                "To the draft",
-                f"To {most}",
-                "Passes",
-                "RTFx",
-            ],
-            rows,
-            2,
-        ),
-        "",
-    ]
+        [
+            "Strategy",
+            "Setting",
+            "Clips",
+            "All",
+            "WER",
+            "CER",
+            "To the draft",
+            f"To {most}",
+            "Passes",
+            "RTFx",
+        ],
+        rows,
+        2,
+    )
 
 
 def _apart(found: Record | None) -> str:
@@ -245,17 +233,15 @@ def _whole(content: Record) -> list[str]:
         ]
         for name in names
     ]
-    return [
-        f"## Whole systems on clips of {content['speed']['audio_s']:g} s",
-        "",
+    return section(
+        f"Whole systems on clips of {content['speed']['audio_s']:g} s",
         "From waveforms to texts, in turn: median seconds a clip, times real time, and the time by that of "
         f"`{content['ours']}`. What takes longer than {SLOW_S:g} s runs twice, and the first "
         "run counts. Stock `generate` on our canvas takes the fewest steps within 0.2 points of "
         f"its best: `{content['stock']}`.",
-        "",
-        *table(["System", *(f"Batch {n}" for n in whole)], rows),
-        "",
-    ]
+        ["System", *(f"Batch {n}" for n in whole)],
+        rows,
+    )
 
 
 def _parts(content: Record) -> list[str]:
@@ -272,19 +258,14 @@ def _parts(content: Record) -> list[str]:
                 ]
             )
     passes = content["plan"]["passes"]
-    return [
-        "## Parts, by batch and canvas",
-        "",
+    return section(
+        "Parts, by batch and canvas",
         "Milliseconds a batch: features, audio encoder, projector and draft; prefix; the first pass; a "
         "further one. Then seconds a clip by passes, made up of the parts; 0 passes are the draft alone.",
-        "",
-        *table(
-            ["Batch", "Canvas", "Front", "Prefix", "First", "Further", *(f"{n} passes" for n in passes)],
-            rows,
-            0,
-        ),
-        "",
-    ]
+        ["Batch", "Canvas", "Front", "Prefix", "First", "Further", *(f"{n} passes" for n in passes)],
+        rows,
+        0,
+    )
 
 
 def _floor(content: Record) -> list[str]:
@@ -302,23 +283,18 @@ def _floor(content: Record) -> list[str]:
         if name != "batch"
     ]
     side = floors["last pass"]["side"]
-    return [
-        f"## The floor of a pass, batch {floors['batch']}",
-        "",
+    return section(
+        f"The floor of a pass, batch {floors['batch']}",
         "The matrix products of one pass alone, each timed by itself on random data of its shape; beside "
         f"them the rate of a product of two {side} × {side} matrices, and what the pass would take at it. "
         f"A further pass takes {_floor_ratio(content):.2f} times its products.",
-        "",
-        *table(
-            [
-                "Pass",
-                "GFLOP",
-                "Products, ms",
-                "Their GFLOP/s",
-                "Square GFLOP/s",
-                "At the square's rate, ms",
-            ],
-            rows,
-        ),
-        "",
-    ]
+        [
+            "Pass",
+            "GFLOP",
+            "Products, ms",
+            "Their GFLOP/s",
+            "Square GFLOP/s",
+            "At the square's rate, ms",
+        ],
+        rows,
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from aims import aims_section
+from report_page import aims_section, section
 
-from canvas_asr.card_sections import NONE, table
+from canvas_asr.card_sections import NONE
 
 Record = dict[str, Any]
 PATIENCE_S = (5, 15, 60)
@@ -155,16 +155,15 @@ def _cells(content: Record) -> list[str]:
     ]
     header = ["Clip", "Clients", "Answered", "p50", "p95", "Requests/s", "Audio s/s", "Full passes"]
     header += ["Rows a pass", "Refused", "Refusal p95", "Health p95", "Health max"]
-    return [
-        "## Latency and throughput",
-        "",
+    return section(
+        "Latency and throughput",
         "Every client sends its next clip when the last is answered; one that is refused comes back a second "
         "later. Times in milliseconds, from sending to the last byte; throughput from the first request to "
         "the last reply.",
-        "",
-        *table(header, rows, 1),
-        "",
-    ]
+        header,
+        rows,
+        1,
+    )
 
 
 def _queue(content: Record) -> list[str]:
@@ -178,16 +177,15 @@ def _queue(content: Record) -> list[str]:
         waits = f"{min(holds, most) / rate:.1f} s"
         rows.append([f"{cell['audio_s']:g} s", f"{rate:.2f}", waits, *map(str, queues)])
     header = ["Clip", "Requests/s", "Longest wait now", *(f"`--max-queue` for {s} s" for s in PATIENCE_S)]
-    return [
-        "## How long a queue may be",
-        "",
+    return section(
+        "How long a queue may be",
         "The longest wait is what the server holds by the requests it does in a second, here with "
         f"`--max-batch {batch} --max-queue {holds - batch}` and {most} clients; `--max-queue` is patience "
         "times requests a second, less `--max-batch`.",
-        "",
-        *table(header, rows, 1),
-        "",
-    ]
+        header,
+        rows,
+        1,
+    )
 
 
 def _fullness(cell: Record) -> tuple[str, str]:
@@ -218,15 +216,14 @@ def _overhead(content: Record) -> list[str]:
         "p95",
         "Same text",
     ]
-    return [
-        "## Over the library",
-        "",
+    return section(
+        "Over the library",
         "One clip through `Transcriber.transcribe(path)` in a process of its own, then through the server, "
         "and so on; milliseconds. Reading and decoding the file is part of both.",
-        "",
-        *table(header, rows, 1),
-        "",
-    ]
+        header,
+        rows,
+        1,
+    )
 
 
 def _batching(content: Record) -> list[str]:
@@ -243,12 +240,13 @@ def _batching(content: Record) -> list[str]:
         for key, name in (("shared", "shared passes"), ("one_at_a_time", "`--max-batch 1`"))
         for place, cell in enumerate(batching[key], 1)
     ]
-    return [
-        f"## Against one clip at a time, {batching['clients']} clients, {batching['audio_s']:g} s clips",
+    return section(
+        f"Against one clip at a time, {batching['clients']} clients, {batching['audio_s']:g} s clips",
         "",
-        *table(["Server", "Round", "Audio s/s", "p50", "p95", "Full passes", "Rows a pass"], rows, 1),
-        "",
-    ]
+        ["Server", "Round", "Audio s/s", "p50", "p95", "Full passes", "Rows a pass"],
+        rows,
+        1,
+    )
 
 
 def _beside(content: Record) -> list[str]:
@@ -258,13 +256,12 @@ def _beside(content: Record) -> list[str]:
         [name, str(beside[key]["n"]), *(_ms(beside[key][q]) for q in ("p50_ms", "p95_ms", "max_ms"))]
         for key, name in names.items()
     ]
-    return [
-        "## A short clip beside a long file",
-        "",
+    return section(
+        "A short clip beside a long file",
         f"{content['plan']['lengths'][0][0]:g} s clips from one client, milliseconds; the long file "
         f"({beside['upload_bytes'] / 2**20:.1f} MiB) was "
         f"{'under way all the time' if beside['upload_was_under_way'] else '**done before the end**'}.",
-        "",
-        *table(["Clip", "Requests", "p50", "p95", "Largest"], rows, 1),
-        "",
-    ]
+        ["Clip", "Requests", "p50", "p95", "Largest"],
+        rows,
+        1,
+    )
