@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from padded_batch import check_padded_batch
 from small_models import AUDIO_ENCODER, BACKBONE, small_model, small_processor
 from transformers import DiffusionGemmaConfig, WhisperConfig
 
@@ -36,21 +37,9 @@ def config_of(layers: list[str], **fields: object) -> CanvasASRConfig:
     )
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("layers", [FRONT, LAST])
 def test_a_clip_in_a_padded_batch_gives_what_it_gives_alone(layers: list[str]) -> None:
-    torch.manual_seed(0)
-    projector = AudioProjector(config_of(layers))
-    for name, parameter in projector.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)  # what is added to nothing is not nothing
-    frames, n_frames = torch.randn(3, 29, 20), torch.tensor([29, 1, 14])
-    tokens, n_audio = projector(frames, n_frames)
-    assert n_audio.tolist() == [4, 1, 2]
-    assert tokens.shape == (3, 4, 32)
-    for row, n in enumerate(n_frames.tolist()):
-        alone, _ = projector(frames[row : row + 1, :n], n_frames[row : row + 1])
-        torch.testing.assert_close(tokens[row, : n_audio[row]], alone[0], atol=1e-6, rtol=1e-5)
+    check_padded_batch(config_of(layers), 8)
 
 
 @torch.no_grad()
