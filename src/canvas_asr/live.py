@@ -159,12 +159,13 @@ class LiveAudio:
             with self._arrived:
                 if not self._waiting and not self._is_finished:
                     self._arrived.wait(TICK_S)
-                if not self._waiting and self._is_finished:
-                    return
-                piece = self._waiting.popleft() if self._waiting else None
-                self._n_waiting -= 0 if piece is None else len(piece)
-            if piece is not None:
-                yield piece
+                if not self._waiting:
+                    if self._is_finished:
+                        return
+                    continue
+                piece = self._waiting.popleft()
+                self._n_waiting -= len(piece)
+            yield piece
 
     def forget(self, n_samples: int) -> None:
         """Keep nothing of the first samples."""
