@@ -39,11 +39,12 @@ def test_no_more_bodies_arrive_than_the_disk_is_meant_for(
     asr: Transcriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "MORE_ARRIVING", 1)
+    monkeypatch.setattr(work, "FRESH_S", 0.0)
     n_arriving: list[int] = []
     arriving = work.Admission.arriving
 
     def counted(admission: work.Admission) -> object:
-        n_arriving.append(admission._n_arriving)
+        n_arriving.append(len(admission._arrivals))
         return arriving(admission)
 
     monkeypatch.setattr(work.Admission, "arriving", counted)

@@ -205,3 +205,39 @@ def test_websockets_are_passed_on() -> None:
 
     asyncio.run(UploadLimits(app, MAX_BYTES, 5.0)({"type": "websocket"}, None, None))  # type: ignore[arg-type]
     assert seen == ["websocket"]
+
+
+def test_a_crowd_is_worked_on_one_by_one_with_rounds_of_the_loop_in_between() -> None:
+    """So that what else waits, ``/health`` say, does not wait for all of them."""
+    n_clients, n_parts = 16, 3
+    rounds = 0
+    worked: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        worked.append(rounds)
+        for _ in range(n_parts):
+            await receive()
+            worked.append(rounds)
+        await Response()(scope, receive, send)
+
+    async def count() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    async def crowd() -> None:
+        limited = UploadLimits(app, MAX_BYTES, 60.0)
+        counting = asyncio.create_task(count())
+        await asyncio.gather(*(limited(*one) for one in arrivals))
+        counting.cancel()
+
+    parts = [{"type": "http.request", "body": b"x", "more_body": i < n_parts - 1} for i in range(n_parts)]
+    clients = [Client(parts, {}) for _ in range(n_clients)]
+    length = str(n_parts).encode()
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", length)]}
+    arrivals = [(dict(scope), client.receive, client.send) for client in clients]
+    asyncio.run(asyncio.wait_for(crowd(), 30))
+    assert all(client.status == 200 for client in clients)
+    assert len(worked) == n_clients * (1 + n_parts)
+    assert len(set(worked)) == len(worked)

@@ -17,6 +17,22 @@ _MIB = 1 << 20
 _COMPRESS = "compress the audio, to FLAC or Opus say"
 
 
+class Rounds:
+    """Lets one upload go on in a round of the event loop, in the order they came.
+
+    What a crowd sends together would otherwise be worked on in one go, and ``/health`` wait for all of it.
+    """
+
+    def __init__(self) -> None:
+        """Let the first go on."""
+        self._turn = asyncio.Lock()
+
+    async def take(self) -> None:
+        """Wait for a round of one's own."""
+        async with self._turn:
+            await asyncio.sleep(0)
+
+
 class UploadLimits:
     """Middleware that refuses bodies that are too large (413) or too slow (408), without reading them on.
 
@@ -36,17 +52,20 @@ class UploadLimits:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._rounds = Rounds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on under the limits."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _LimitedBody(self._max_bytes, self._timeout_s, scope, receive, send)
+        body = _LimitedBody(self._max_bytes, self._timeout_s, self._rounds, scope, receive, send)
         length = Headers(scope=scope).get("content-length", "0")[:20]  # int() refuses thousands of digits
         if length.isascii() and length.isdigit() and int(length) > self._max_bytes:
             await body.refuse_size()
             return
+        if body.has_rest:
+            await self._rounds.take()
         try:
             await self._app(scope, body.receive, body.send)
         except Exception:
@@ -57,9 +76,12 @@ class UploadLimits:
 class _LimitedBody:
     """The two channels of one request."""
 
-    def __init__(self, max_bytes: int, timeout_s: float, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, max_bytes: int, timeout_s: float, rounds: Rounds, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._rounds = rounds
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -71,7 +93,8 @@ class _LimitedBody:
         self.is_refused = False
 
     @property
-    def _has_rest(self) -> bool:
+    def has_rest(self) -> bool:
+        """Whether there is a body of which more is to come."""
         return self._is_announced and not self._is_whole
 
     async def receive(self) -> Message:
@@ -96,6 +119,7 @@ class _LimitedBody:
         if self._n_bytes > self._max_bytes:
             await self.refuse_size()
             return {"type": "http.disconnect"}
+        await self._rounds.take()
         return message
 
     async def send(self, message: Message) -> None:
@@ -103,9 +127,9 @@ class _LimitedBody:
             return
         if message["type"] == "http.response.start":
             self._is_answered = True
-            if self._has_rest:
+            if self.has_rest:
                 MutableHeaders(raw=message["headers"])["connection"] = "close"
-        elif self._has_rest and not message.get("more_body", False):
+        elif self.has_rest and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b""}
@@ -114,7 +138,7 @@ class _LimitedBody:
     async def _linger(self) -> None:
         """Drop what comes of the body for a while: to close at once could cost the client its answer."""
         deadline = time.monotonic() + LINGER_S
-        while self._has_rest and self._n_bytes <= self._max_bytes:
+        while self.has_rest and self._n_bytes <= self._max_bytes:
             try:
                 message = await asyncio.wait_for(self._receive(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:

@@ -22,7 +22,7 @@ from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
 from .form import Served, TranscriptionRequest, read_request
 from .responses import transcription_response
-from .work import Work, full, raise_failure, stopping
+from .work import Arrival, Work, full, raise_failure, stopping
 
 MAX_FIELDS = 2048
 MAX_FIELD_BYTES = 64 << 10
@@ -92,17 +92,18 @@ async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionReq
             f"The body has to be a form, {_FORM}, with the parts file and model.",
             code="unsupported_media_type",
         )
-    with state.admission.arriving():
-        return await _queue(request, state)
+    with state.admission.arriving() as arrival:
+        return await _queue(request, state, arrival)
 
 
-async def _queue(request: Request, state: State) -> tuple[Work, TranscriptionRequest]:
+async def _queue(request: Request, state: State, arrival: Arrival) -> tuple[Work, TranscriptionRequest]:
     """Receive a form, and have its audio decoded and queued.
 
     Raises:
         RequestError: If it is refused.
     """
     async with _form(request) as form:
+        arrival.is_whole = True
         asked, file = _read(form, state.served)
         work = Work(request.receive, state.settings.request_timeout_s, state.admission)
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,14 +26,30 @@ if TYPE_CHECKING:
     from .uploads import DecodedUpload
 
 MORE_ARRIVING = 64  # bodies on their way, beside as many as there are places: each may be a file on the disk
+FRESH_S = 1.0  # a body that takes longer keeps no place free: who sends slowly shuts nobody out
 MAX_SHOWN = 256  # passes that wait for a client to read; further ones it does not see
 RETRY_S = 1  # another server takes the place of one that is being stopped
+
+
+@dataclass(eq=False)
+class Arrival:
+    """A body on its way.
+
+    Attributes:
+        since: Time at which its head came, by ``time.monotonic``.
+        is_whole: Whether all of it is here.
+    """
+
+    since: float
+    is_whole: bool = False
 
 
 class Admission:
     """Counts bodies that arrive, and requests from when theirs has come until they are answered.
 
-    The scheduler refuses jobs, but a job is made once its audio is decoded: a crowd is to be told at once.
+    The scheduler refuses jobs, but a job is made once its audio is decoded: a crowd is to be told at once. So
+    a place is also kept for every body that began to arrive a moment ago, and who finds none is refused
+    before his own body is read.
     """
 
     def __init__(self, capacity: int, retry_after_s: Callable[[], int]) -> None:
@@ -43,32 +61,31 @@ class Admission:
         """
         self._capacity = capacity
         self._retry_after_s = retry_after_s
-        self._n_admitted = self._n_arriving = 0
+        self._n_admitted = 0
+        self._arrivals: set[Arrival] = set()
 
     @contextmanager
-    def arriving(self) -> Iterator[None]:
+    def arriving(self) -> Iterator[Arrival]:
         """Count a request from before its body is read until nothing of it is on the disk.
 
         Raises:
             RequestError: If there is no place for it, or too many bodies are on their way.
         """
-        self.check()
-        if self._n_arriving >= self._capacity + MORE_ARRIVING:
+        arrival = Arrival(time.monotonic())
+        n_fresh = sum(not one.is_whole and arrival.since - one.since < FRESH_S for one in self._arrivals)
+        has_place = self._n_admitted + n_fresh < self._capacity
+        if not has_place or len(self._arrivals) >= self._capacity + MORE_ARRIVING:
             raise full(self._retry_after_s())
-        self._n_arriving += 1
+        self._arrivals.add(arrival)
         try:
-            yield
+            yield arrival
         finally:
-            self._n_arriving -= 1
-
-    def check(self) -> None:
-        """Raise RequestError if nobody is let in now."""
-        if self._n_admitted >= self._capacity:
-            raise full(self._retry_after_s())
+            self._arrivals.remove(arrival)
 
     def enter(self) -> None:
         """Let one in, or raise RequestError."""
-        self.check()
+        if self._n_admitted >= self._capacity:
+            raise full(self._retry_after_s())
         self._n_admitted += 1
 
     def leave(self) -> None:
