@@ -14,12 +14,13 @@ import pytest
 from canvas_asr.chunks import Chunk
 from canvas_asr.options import DecodingOptions
 from canvas_asr.recordings import Piece, Recording, Stretch
-from canvas_asr.scheduling.lanes import Lanes
-from canvas_asr.scheduling.tasks import LIVE_LEAD_S, Job, Task
+from canvas_asr.scheduling.lanes import BULK_STEP_S, Lanes
+from canvas_asr.scheduling.tasks import LIVE_LEAD_S, PIECES_AHEAD, Job, Task
 from canvas_asr.scheduling.turns import Turns
 
 RATE_HZ = 16_000
 SECOND = np.zeros(RATE_HZ, np.float32)
+N_BULK = 5
 Step = tuple[str, list[str | None]]  # what was done, and the jobs of the pieces
 
 
@@ -76,7 +77,7 @@ class Model:
 
     def job(self, name: str, n_pieces: int = 1, *, steps: int = 4, is_bulk: bool = False) -> Task:
         task = make_task(steps=steps)
-        task.is_bulk = is_bulk
+        task.is_long = task.is_bulk = is_bulk
         task.recording = Recording(0, name)
         self.tasks.append(task)
         self.give(task, n_pieces)
@@ -245,6 +246,64 @@ def test_an_upload_goes_on_under_a_flood_of_clips(steps: int) -> None:
                 model.give(task)
         model.run()
     assert model.encoded("upload") >= 10
+
+
+def slow_model() -> Model:
+    """A step of bulk jobs has time for five pieces; all that wait would be a step of short ones."""
+    model = Model()
+    model.lanes._encoding.learn(0.9 * BULK_STEP_S, N_BULK)  # seconds of audio, of which a piece is one
+    return model
+
+
+def test_a_long_job_alone_is_begun_with_as_by_the_library() -> None:
+    """Its pieces wait for each other as long as it is being read, and go together."""
+    model = slow_model()
+    upload = model.job("upload", 3, is_bulk=True)
+    assert upload.recording is not None
+    model.run(3)
+    assert model.lanes.waits(model.tasks)
+    assert model.steps == []
+    model.give(upload, 4)
+    upload.recording.end()
+    assert not model.lanes.waits(model.tasks)
+    model.run(5)
+    assert model.steps == [("encode", ["upload"] * 7)] + [("pass", ["upload"] * 7)] * 4
+
+
+def test_a_long_job_waits_for_some_pieces_and_no_more_and_works_in_small_steps() -> None:
+    """It may be an hour: who comes now does not wait for a step of all of them."""
+    model = slow_model()
+    upload = model.job("upload", PIECES_AHEAD - 1, is_bulk=True)
+    model.run()
+    assert model.steps == []
+    model.give(upload)
+    model.run(2)
+    assert model.steps == [("encode", ["upload"] * N_BULK), ("encode", ["upload"] * (PIECES_AHEAD - N_BULK))]
+
+
+@pytest.mark.parametrize("other", ["job", "segments", "live", "begun", "endless"])
+def test_pieces_do_not_wait_for_each_other_where_somebody_waits_for_them(other: str) -> None:
+    model = slow_model()
+    upload = model.job("upload", 2, is_bulk=True)
+    if other == "job":
+        model.job("empty", 0)
+    upload.wants_segments = other == "segments"
+    upload.is_live = other == "live"
+    upload.has_begun = other == "begun"
+    upload.is_long = other != "endless"
+    assert not model.lanes.waits(model.tasks)
+    model.run()
+    assert model.steps == [("encode", ["upload"] * 2)]
+
+
+def test_long_jobs_beside_each_other_work_in_small_steps() -> None:
+    model = slow_model()
+    for name in ("one", "other"):
+        task = model.job(name, 4, is_bulk=True)
+        assert task.recording is not None
+        task.recording.end()
+    model.run()
+    assert model.steps == [("encode", ["one", "other", "one", "other", "one"])]
 
 
 def test_live_audio_is_bulk_where_it_comes_faster_than_speech() -> None:

@@ -100,6 +100,27 @@ def test_passes_are_shown_to_who_asked(asr: Transcriber) -> None:
     assert max(one.end for one in long.of(PassShown)) == 2.0
 
 
+def test_a_long_job_alone_takes_the_steps_of_transcribe(
+    asr: Transcriber, steps: type[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same chunks in the same batches: a server with one client is no slower than the library."""
+    samples = LONG[: 4 * RATE_HZ]
+
+    def taken() -> list[tuple[str, list[int]]]:
+        found = [(what, sorted(piece.chunk.start for piece in pieces)) for what, pieces in steps.steps]
+        steps.steps.clear()
+        return found
+
+    with Scheduler(asr) as scheduler:
+        ask(scheduler, samples, vad=False)[1].transcript()
+        ours = taken()
+    monkeypatch.setattr("canvas_asr.long_form.PieceBatch", Recorded)
+    asr.transcribe((samples, RATE_HZ), steps=2, vad=False)
+    assert ours == taken()
+    assert [what for what, _ in ours[:3]] == ["encode", "pass", "pass"]
+    assert len(ours[0][1]) > 3
+
+
 # Rows and lanes
 
 

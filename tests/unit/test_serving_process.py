@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from scripted_server import NoDecoders, ScriptedScheduler
+from starlette.datastructures import State
 
 from canvas_asr.cli import main
 from canvas_asr.errors import CanvasASRError
+from canvas_asr.scheduling.scheduler import Scheduler
 from canvas_asr.serving import http_server
+from canvas_asr.serving.app import _lifespan
 from canvas_asr.serving.process import one_thread, settled_memory
 from canvas_asr.serving.settings import ServerSettings
 
@@ -71,6 +77,46 @@ def test_threads_that_come_later_have_all_processors() -> None:
     in_new_thread(lambda: found.append(torch.get_num_threads()))
     assert found == [1, N_THREADS]
     assert torch.get_num_threads() == N_THREADS
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_thread_of_the_model_keeps_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    has_turned = threading.Event()
+
+    def turn(_: Scheduler) -> None:
+        found.append(torch.get_num_threads())
+        has_turned.set()
+
+    monkeypatch.setattr(Scheduler, "_turn", turn)
+    with Scheduler(None) as scheduler, one_thread():  # type: ignore[arg-type]
+        scheduler._wake()
+        assert has_turned.wait(60)
+    assert found == [N_THREADS]
+
+
+@pytest.mark.usefixtures("threads")
+def test_what_runs_beside_the_model_has_one_processor_each() -> None:
+    found: list[int] = []
+
+    class Decoders(NoDecoders):
+        def close(self) -> None:
+            in_new_thread(lambda: found.append(torch.get_num_threads()))
+
+    async def run() -> None:
+        state = State(
+            {
+                "settings": ServerSettings(),
+                "decoders": Decoders(),
+                "scheduler": ScriptedScheduler(),
+                "starters": ThreadPoolExecutor(1),
+            }
+        )
+        async with _lifespan(SimpleNamespace(state=state)):  # type: ignore[arg-type]
+            in_new_thread(lambda: found.append(torch.get_num_threads()))
+
+    asyncio.run(run())
+    assert found == [1, N_THREADS]
 
 
 def test_collections_look_at_what_is_new_alone() -> None:

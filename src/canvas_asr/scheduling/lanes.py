@@ -5,8 +5,10 @@ of its own, and the lanes take turns. The rows of all lanes together are bounded
 
 A job that is longer than the model takes at once is *bulk*, unless it comes at the pace of speech. While
 short jobs wait or run, bulk jobs hold few rows: the others are set aside as they are, and go on afterwards.
-At all times they work in steps of little time, for a short job that comes has to wait for the step to end. A
-short job that needs no pass, a draft, takes no row and holds no bulk job back: they are encoded by turns.
+At all times they work in steps of little time, for a short job that comes has to wait for the step to end.
+But one that is alone, and read to its end before the model has begun with it, is begun with like a short one:
+all of it at once. A short job that needs no pass, a draft, takes no row and holds no bulk job back: they are
+encoded by turns.
 """
 
 from __future__ import annotations
@@ -112,6 +114,10 @@ class Lanes:
         """Whether there are pieces, set aside or not."""
         return bool(self._lanes)
 
+    def waits(self, tasks: Sequence[Task]) -> bool:
+        """Whether there is nothing but a job that gathers its first pieces: its reading goes on meanwhile."""
+        return len(tasks) == 1 and not self.has_rows and tasks[0].gathers
+
     def remove(self, task: Task) -> None:
         """Free the rows of a job."""
         for lane in self._lanes.values():
@@ -127,13 +133,15 @@ class Lanes:
         self._n_encodings = 0
 
     def step(self, tasks: Sequence[Task]) -> None:
-        """Encode some pieces, or run a pass.
+        """Encode some pieces, or run a pass, unless the jobs' pieces :meth:`wait <waits>`.
 
         Rows that wait for their next pass wait for one encoding at most.
 
         Args:
             tasks: The jobs that are not done, in the order they came.
         """
+        if self.waits(tasks):
+            return
         owners = [owner for lane in self._lanes.values() for owner in lane.owners.values()]
         has_short = any(not task.is_bulk for task in owners)
         has_short = has_short or any(task.waiting and task.needs_pass and not task.is_bulk for task in tasks)
@@ -193,6 +201,8 @@ class Lanes:
             has_short: Whether there are short jobs.
             n_most: Most pieces.
         """
+        if len(tasks) == 1 and tasks[0].is_read and not tasks[0].has_begun and not self.has_rows:
+            return self._take(tasks, n_most, STEP_S)
         waiting = sorted((task for task in tasks if task.waiting), key=lambda task: task.waits_since)
         bulk = [task for task in waiting if task.is_bulk]
         n_free = self._max_batch - self.n_rows

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..errors import OptionError
 from ..options import DecodingOptions
 from ..piece_batch import PieceBatch
@@ -109,6 +111,7 @@ class Scheduler:
         self._ended: deque[float] = deque(maxlen=20)  # times at which the last jobs did
         self._has_news = self._has_work = self._is_closed = self._is_stopped = False
         self._thread = threading.Thread(target=self._work, name="canvas-asr-model", daemon=True)
+        self._has_processors = threading.Event()
 
     def __enter__(self) -> Scheduler:
         """Begin to work."""
@@ -125,8 +128,9 @@ class Scheduler:
         self.close(0.0)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work; the model keeps the number of threads that torch has now, whatever is set later."""
         self._thread.start()
+        self._has_processors.wait()
 
     @property
     def stats(self) -> SchedulerStats:
@@ -247,6 +251,8 @@ class Scheduler:
 
     def _work(self) -> None:
         """Take turns until the end."""
+        torch.get_num_threads()  # which is then what this thread has
+        self._has_processors.set()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._has_news or self._has_work or self._is_stopped)
@@ -276,7 +282,8 @@ class Scheduler:
             self._audio_s += sum(task.done_s for task in ended)
             self._ended.extend(time.monotonic() for _ in ended)
             self._n_rows = self._lanes.n_rows
-            self._has_work = self._lanes.has_rows or any(task.waiting for task in self._tasks)
+            has_waiting = any(task.waiting for task in self._tasks) and not self._lanes.waits(self._tasks)
+            self._has_work = self._lanes.has_rows or has_waiting
             if ended:
                 self._changed.notify_all()
 

@@ -61,6 +61,7 @@ class Task:
         job: The job.
         options: Of decoding, resolved.
         shows_passes: Whether every pass is to be told.
+        wants_segments: Whether segments are to be told as they are ready.
         recording: What is read; None until it is known what that is.
         is_long: Whether its source says that it is longer than the model takes at once.
         is_live: Whether its source gives audio while it is spoken.
@@ -100,6 +101,7 @@ class Task:
         self.job = job
         self.options = options
         self.shows_passes = shows_passes
+        self.wants_segments = wants_segments
         self.recording: Recording | None = None
         self.waiting: deque[Piece] = deque()
         self.has_begun = False
@@ -109,7 +111,6 @@ class Task:
         self._on_event = on_event
         self._reader = reader
         self._turns = None if is_live else turns
-        self._wants_segments = wants_segments
         seconds = len(source) / SAMPLE_RATE_HZ if isinstance(source, np.ndarray) else source.duration_s
         self.is_long = self.is_bulk = seconds is not None and seconds > reader.max_clip_s
         self.has_started = False
@@ -125,9 +126,25 @@ class Task:
         return self._reading is not None
 
     @property
+    def is_read(self) -> bool:
+        """Whether no further pieces will come."""
+        return self.recording is not None and self.recording.is_read
+
+    @property
     def needs_pass(self) -> bool:
         """Whether encoding its pieces is not all."""
         return not self.options.draft_alone
+
+    @property
+    def gathers(self) -> bool:
+        """Whether its first pieces are to wait for each other, to share steps, where nobody else waits.
+
+        That is how ``Transcriber.transcribe`` begins. Who wants segments wants the first of them soon, and a
+        source that does not tell its length may make it wait for its end.
+        """
+        is_file = self.is_long and self.is_bulk and not self.is_live
+        is_patient = is_file and not self.wants_segments and not self.has_begun
+        return is_patient and not self.is_read and len(self.waiting) < PIECES_AHEAD
 
     @property
     def done_s(self) -> float:
@@ -206,7 +223,7 @@ class Task:
             self._told_s = recording.done_s
             total_s = max(recording.audio_s, self._told_s) if recording.audio_s else None
             self._emit(Progressed(self._told_s, total_s))
-        if self._wants_segments:
+        if self.wants_segments:
             for segment in recording.segments[self._n_told :]:
                 self._emit(SegmentReady(segment))
             self._n_told = len(recording.segments)

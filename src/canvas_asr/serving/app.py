@@ -20,6 +20,7 @@ from .form import Served
 from .limits import UploadLimits
 from .metrics import Observer, RequestMetrics, SchedulerCollector
 from .origins import OriginGuard
+from .process import one_thread
 from .settings import ServerSettings
 from .uploads import DecoderPool
 from .work import Admission
@@ -41,7 +42,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_sync(state.decoders.start)
     state.scheduler.start()
     try:
-        yield
+        with one_thread():  # but the model's, those that look for speech among them
+            yield
     finally:
         state.is_draining = True
         await run_sync(state.scheduler.close, settings.drain_s)

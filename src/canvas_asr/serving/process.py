@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let this thread compute alone, so that it leaves no helpers behind.
+    """Let this thread compute alone, and those that begin to meanwhile, so that they have no helpers.
 
     OpenMP gives every thread that computes helpers of its own, as many as there are processors, and keeps
     them for as long as that thread lives. Where all of them are more than the processors, those that wait for
     work fall asleep at once, and each of the hundreds of small steps of a pass has to wake them. So only the
-    thread of the model is to have any: what loads the model runs under this.
+    thread of the model is to have any: what loads the model runs under this, and then the server.
     """
     import torch
 
@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(n_threads)  # of threads that begin to compute from now on, too
+        torch.set_num_threads(n_threads)
 
 
 @contextmanager
