@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import multiprocessing
 import re
 import signal
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,7 @@ SPAWN = multiprocessing.get_context("spawn")
 START_S = 180.0  # that a server may take to load a model
 PAUSE_S = 1.0  # a client that was refused comes back after as much at most, whatever Retry-After says
 PROBE_EVERY_S = 0.1
+REPLY_S = 600.0  # that a client waits
 _SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -215,27 +218,85 @@ def run_library(pipe: Connection, model: str, paths: Sequence[str]) -> None:
         pipe.send((time.perf_counter() - started, text))
 
 
-async def ask(client: httpx.AsyncClient, model: str, clip: int, content: bytes) -> Reply:
+@cache
+def upload(model: str, content: bytes) -> bytes:
+    """What a client sends for a clip, made once: head and form."""
+    form = httpx.Request("POST", "http://127.0.0.1", data={"model": model}, files={"file": ("clip", content)})
+    body = form.read()
+    names = {"Host": "127.0.0.1", "Content-Type": form.headers["content-type"], "Content-Length": len(body)}
+    head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
+    return f"POST /v1/audio/transcriptions HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+class Connections:
+    """Connections of many clients to a server, kept and used again.
+
+    They share the processors with the server, and each other's event loop: what httpx takes for a request,
+    2 ms, is waited for by all that are answered at the same time, and counted as the server's.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def post(self, sent: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send a request; status, headers and body of the reply.
+
+        Raises:
+            OSError: If there is no connection.
+            EOFError: If it ends before the reply does.
+            asyncio.TimeoutError: If there is no reply.
+        """
+        while self._free and self._free[-1][0].at_eof():  # the server has closed it meanwhile
+            self._free.pop()[1].close()
+        reader, writer = (
+            self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self._port)
+        )
+        try:
+            writer.write(sent)  # and read at once: a refusal comes before all is sent
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REPLY_S)).decode("latin-1")
+            status, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            body = await reader.readexactly(int(headers["content-length"]))
+        except BaseException:
+            writer.close()
+            raise
+        if headers.get("connection") == "close":
+            writer.close()
+        else:
+            self._free.append((reader, writer))
+        return int(status.split()[1]), headers, body
+
+    async def __aenter__(self) -> Connections:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _, writer in self._free:
+            writer.close()
+
+
+async def ask(client: Connections, model: str, clip: int, content: bytes) -> Reply:
     """Have one clip transcribed."""
+    sent = upload(model, content)
     started = time.perf_counter()
     try:
-        reply = await client.post(
-            "/v1/audio/transcriptions", data={"model": model}, files={"file": ("clip", content)}
-        )
-    except httpx.HTTPError:
+        status, headers, body = await client.post(sent)
+    except (OSError, EOFError, asyncio.TimeoutError):
         return Reply(clip, 0, started, time.perf_counter() - started)
     seconds = time.perf_counter() - started
-    text = reply.json()["text"] if reply.status_code == 200 else ""
-    return Reply(clip, reply.status_code, started, seconds, text, "retry-after" in reply.headers)
+    text = json.loads(body)["text"] if status == 200 else ""
+    return Reply(clip, status, started, seconds, text, "retry-after" in headers)
 
 
-def connect(server: Server) -> httpx.AsyncClient:
-    """Give connections that are kept, as many as are needed, and wait as long as it takes."""
-    return httpx.AsyncClient(base_url=server.url, timeout=600.0, limits=httpx.Limits(max_connections=None))
+def connect(server: Server) -> Connections:
+    """Give connections that are kept, as many as are needed."""
+    return Connections(server.port)
 
 
 async def send(
-    client: httpx.AsyncClient, model: str, contents: Sequence[bytes], first: int, seconds: float
+    client: Connections, model: str, contents: Sequence[bytes], first: int, seconds: float
 ) -> list[Reply]:
     """Send clips in turn, the next as soon as one is answered, for some time and once at least.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +46,37 @@ def test_all_is_measured_in_small(benchmark: ModuleType, tmp_path: Path) -> None
     text = page.read_text("utf-8")
     assert text.count("\n## ") == 6
     assert "python benchmarks/serving.py tiny --small" in text
+
+
+def test_connections_are_kept_unless_the_server_closes_them(benchmark: ModuleType) -> None:
+    import serving_load
+
+    sent = serving_load.upload("tiny", b"samples")
+    opened: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(0)
+        for reply in ("200 OK", "429 Full\r\nRetry-After: 1\r\nConnection: close", "200"):
+            assert await reader.readexactly(len(sent)) == sent
+            if len(opened) == 3:
+                break
+            writer.write(f"HTTP/1.1 {reply}\r\nContent-Length: 13\r\n\r\n".encode() + b'{"text": "a"}')
+        writer.close()
+
+    async def run() -> list[serving_load.Reply]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server, serving_load.Connections(server.sockets[0].getsockname()[1]) as client:
+            return [await serving_load.ask(client, "tiny", place, b"samples") for place in range(5)]
+
+    replies = asyncio.run(run())
+    assert [(one.clip, one.status, one.text, one.retry_after) for one in replies] == [
+        (0, 200, "a", False),
+        (1, 429, "", True),
+        (2, 200, "a", False),
+        (3, 429, "", True),
+        (4, 0, "", False),
+    ]
+    assert len(opened) == 3
 
 
 def test_refusals_are_told_from_failures(benchmark: ModuleType) -> None:
