@@ -51,10 +51,16 @@ class Parts:
         self.transcriber = transcriber
         self.timer = Timer(transcriber.device, repeats)
 
-    def _front(self, clips: Sequence[Samples]) -> tuple[Tensor, Tensor, Tensor]:
-        model, device = self.transcriber.model, self.transcriber.device
-        mel, n_mel = self.transcriber.processor.features(clips)
-        tokens, n_audio = model.audio_tokens(mel.to(device), n_mel.to(device))
+    def _front(self, clips: Sequence[Samples]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Audio tokens, how many are valid, and CTC logits of each share of the clips."""
+        decoder, device = self.transcriber.decoder, self.transcriber.device
+        mel, n_mel = (tensor.to(device) for tensor in decoder.features(clips))
+        shares = decoder.threads.shares(len(clips), device)
+        return decoder.threads.each(lambda rows: self._tap(mel[rows], n_mel[rows]), shares)
+
+    def _tap(self, mel: Tensor, n_mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        model = self.transcriber.model
+        tokens, n_audio = model.audio_tokens(mel, n_mel)
         ctc = model.ctc_logits(tokens)
         greedy_ctc(ctc, n_audio, model.config.blank_token_id)
         return tokens, n_audio, ctc
@@ -62,7 +68,9 @@ class Parts:
     @torch.no_grad()
     def prefix(self, clips: Sequence[Samples]) -> Prefix:
         """Encode the prompts of clips."""
-        return self.transcriber.decoder.prefix(*self._front(clips))
+        decoder, device = self.transcriber.decoder, self.transcriber.device
+        mel, n_mel = (tensor.to(device) for tensor in decoder.features(clips))
+        return decoder.prefix(*self._tap(mel, n_mel))
 
     def _passes(self, prefix: Prefix, canvas: int, steps: int) -> None:
         decoder = self.transcriber.decoder
@@ -73,7 +81,7 @@ class Parts:
             decoder.vocabulary,
             SamplerConfig(steps, canvas),
             clip_keys=range(len(prefix.n_prompt)),
-            run_pass=partial(read_pass, canvas_start=decoder.canvas_start),
+            run_pass=partial(decoder.read_pass, canvas_start=decoder.canvas_start),
         )
 
     @torch.no_grad()
@@ -82,10 +90,13 @@ class Parts:
 
         A pass is timed through the sampler: one pass, and half of what three take more than one.
         """
+        decoder = self.transcriber.decoder
         front = self._front(clips)
         front_s = self.timer.median(lambda: self._front(clips))
-        prefix = self.transcriber.decoder.prefix(*front)
-        prefix_s = self.timer.median(lambda: self.transcriber.decoder.prefix(*front))
+        prefix = self.prefix(clips)
+        prefix_s = self.timer.median(
+            lambda: decoder.threads.each(lambda share: decoder.prefix_keys(*share), front)
+        )
         record: Record = {"batch": len(clips), "front_s": front_s, "prefix_s": prefix_s, "canvases": {}}
         for canvas in canvases:
             one_s, three_s = (self.timer.median(partial(self._passes, prefix, canvas, n)) for n in (1, 3))

@@ -15,8 +15,9 @@ from full_size_timing import MEASURING_ERRORS, Budget, Record, Sizes, Timer
 from torch import Tensor
 from transformers import DynamicCache, WhisperFeatureExtractor
 
-from canvas_asr.backbone import encode_prefix, fuse_norms
+from canvas_asr.backbone import encode_prefix
 from canvas_asr.configuration import CanvasASRConfig
+from canvas_asr.cpu_layers import fuse_norms
 from canvas_asr.ctc import greedy_ctc
 from canvas_asr.cuda_graphs import GraphedBackbone
 from canvas_asr.decoding import Prefix

@@ -7,20 +7,18 @@ before it, and the decoder's mask leaves it out.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
-from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
-    DiffusionGemmaRMSNorm,
-    DiffusionGemmaSelfConditioning,
-    DiffusionGemmaTextExperts,
-)
 
 from .configuration import text_config
+from .cpu_layers import LazySelfConditioning
 from .encoder import attention_mask, length_mask
 
 LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
@@ -77,105 +75,11 @@ def inject_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int, alpha: int
         }
 
 
-class FusedRMSNorm(DiffusionGemmaRMSNorm):
-    """The backbone's RMS norm as one kernel; the stock one takes eight, in float32, as this one computes.
-
-    In training the stock one runs: it goes on as it began, whatever decoded between.
-    """
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise (..., D) over its last dimension."""
-        if _is_training(hidden_states):
-            return super().forward(hidden_states)
-        weight: Tensor | None = self.weight if self.with_scale else None
-        return nn.functional.rms_norm(hidden_states, hidden_states.shape[-1:], weight, self.eps)
-
-
-def fuse_norms(backbone: DiffusionGemmaForBlockDiffusion) -> None:
-    """Run every RMS norm as one kernel, in place: several hundred of them are a good part of a pass on a GPU.
-
-    Args:
-        backbone: The model to change; what it computes stays the same, on a GPU up to rounding.
-    """
-    for module in backbone.modules():
-        if type(module) is DiffusionGemmaRMSNorm:
-            # The class, not the instance's forward: torch.compile would compile each instance anew.
-            module.__class__ = FusedRMSNorm
-
-
-class SortedTextExperts(DiffusionGemmaTextExperts):
-    """The backbone's experts on a CPU: tokens are sorted by expert once, and few copies of them are made.
-
-    The library's grouped product computes the same, bit for bit, but copies every token for each of its
-    experts, and back. In training, or on a GPU, it runs.
-    """
-
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Give the experts' weighted sum of each token.
-
-        Args:
-            hidden_states: (N, D).
-            top_k_index: Experts of each token, (N, K) int64.
-            top_k_weights: Their weights, (N, K).
-        """
-        if _is_training(hidden_states) or not hidden_states.is_cpu:
-            output: Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
-            return output
-        experts = top_k_index.flatten()
-        order = experts.argsort(stable=True)
-        counts = experts.bincount(minlength=len(self.gate_up_proj)).tolist()
-        tokens = (order // top_k_index.shape[1]).split_with_sizes(counts)
-        weights = top_k_weights.reshape(-1, 1)[order].split_with_sizes(counts)
-        total = torch.zeros_like(hidden_states)
-        for expert, (rows, weight) in enumerate(zip(tokens, weights, strict=True)):
-            if len(rows):
-                both = nn.functional.linear(hidden_states.index_select(0, rows), self.gate_up_proj[expert])
-                gate, up = both.chunk(2, dim=-1)
-                out = nn.functional.linear(self.act_fn(gate).mul_(up), self.down_proj[expert])
-                total.index_add_(0, rows, out.mul_(weight))
-        return total
-
-
-class LazySelfConditioning(DiffusionGemmaSelfConditioning):
-    """Self-conditioning that does nothing for a pass without a signal: its products have no bias."""
-
-    def forward(self, inputs_embeds: Tensor, self_conditioning_signal: Tensor | None) -> Tensor:
-        """Add the signal (B, C, D), None for zeros, to the input embeddings (B, C, D)."""
-        if self_conditioning_signal is None:
-            output: Tensor = self.post_norm(inputs_embeds)
-        else:
-            output = super().forward(inputs_embeds, self_conditioning_signal)
-        return output
-
-
-def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
-    """Decode faster on a CPU, in place; what a float32 backbone computes stays the same, bit for bit.
-
-    Args:
-        backbone: The model to change; one that is elsewhere, or of another type, is left as it is.
-    """
-    for module in backbone.modules():
-        if type(module) is DiffusionGemmaTextExperts and _is_plain(module.gate_up_proj):
-            module.__class__ = SortedTextExperts
-    if _is_plain(backbone.lm_head.weight):
-        fuse_norms(backbone)
-        conditioning = backbone.model.decoder.self_conditioning
-        if type(conditioning) is DiffusionGemmaSelfConditioning:
-            conditioning.__class__ = LazySelfConditioning
-
-
-def _is_training(hidden_states: Tensor) -> bool:
-    """Whether gradients are asked for, or types are mixed, as in an evaluation during training."""
-    return torch.is_grad_enabled() or torch.is_autocast_enabled(hidden_states.device.type)
-
-
-def _is_plain(weight: Tensor) -> bool:
-    """Whether a weight is a float32 one of a CPU, and no quantised one."""
-    return weight.is_cpu and weight.dtype == torch.float32 and type(weight) is nn.Parameter
-
-
 def encode_prefix(
-    backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor, positions: Tensor | None = None
+    backbone: DiffusionGemmaForBlockDiffusion,
+    embeds: Tensor,
+    positions: Tensor | None = None,
+    cache: DynamicCache | None = None,
 ) -> tuple[Tensor, DynamicCache]:
     """Run the causal encoder over prompt embeddings.
 
@@ -184,13 +88,14 @@ def encode_prefix(
         embeds: Scaled input embeddings, (B, P, D), right-padded.
         positions: Of each place, for its rotary embedding, (B, P), of any numeric dtype; None: 0, 1, 2, ...
             Attention is causal by place, whatever they are.
+        cache: Empty, to be filled; None: a new one.
 
     Returns:
         Last hidden states (B, P, D), normed as the output layer expects them, and the key/value cache.
     """
     encoder = backbone.model.encoder.language_model
     geometry = text_config(backbone.config)
-    cache = DynamicCache()
+    cache = DynamicCache() if cache is None else cache
     places = torch.arange(embeds.shape[1], device=embeds.device)
     distance = places[:, None] - places[None, :]  # (P, P), from key to query
     causal = distance >= 0
@@ -206,6 +111,38 @@ def encode_prefix(
         inputs_embeds=embeds, past_key_values=cache, attention_mask=masks, position_ids=positions
     )
     return output.last_hidden_state, cache
+
+
+class _CacheFullError(Exception):
+    """Every layer has written its keys and values."""
+
+
+class _FirstCache(DynamicCache):
+    """A cache that ends the encoder's run once it holds what the last layer writes."""
+
+    def __init__(self, n_layers: int) -> None:
+        super().__init__()
+        self.n_layers = n_layers
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        held = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.n_layers - 1:
+            raise _CacheFullError
+        return held
+
+
+def encode_keys(
+    backbone: DiffusionGemmaForBlockDiffusion, embeds: Tensor, positions: Tensor | None = None
+) -> DynamicCache:
+    """Give the cache of :func:`encode_prefix` alone: what the last layer makes of it is not computed."""
+    first = _FirstCache(text_config(backbone.config).num_hidden_layers)
+    with suppress(_CacheFullError):
+        encode_prefix(backbone, embeds, positions, first)
+    cache = DynamicCache()
+    cache.layers = first.layers
+    return cache
 
 
 def keys_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
@@ -227,6 +164,15 @@ def select_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     for index, (keys, values) in enumerate(keys_values(cache)):
         selected.update(keys[rows], values[rows], index)
     return selected
+
+
+def view_cache(cache: DynamicCache, rows: slice) -> DynamicCache:
+    """Give some rows of a cache as a cache that reads the same memory."""
+    view = copy.copy(cache)
+    view.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer, (keys, values) in zip(cast("list[Any]", view.layers), keys_values(cache), strict=True):
+        layer.keys, layer.values = keys[rows], values[rows]
+    return view
 
 
 def join_caches(caches: Sequence[DynamicCache]) -> DynamicCache:
@@ -279,10 +225,12 @@ def denoise(
     decoder = backbone.model.decoder
     start = n_prompt if canvas_start is None else torch.full_like(n_prompt, canvas_start)
     hook = None
+    signal = None
     module: Any = decoder.self_conditioning
-    is_lazy = isinstance(module, LazySelfConditioning) and not torch.is_grad_enabled()
-    if soft_embeddings is not None or is_lazy:
-        # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings.
+    # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings.
+    if isinstance(module, LazySelfConditioning) and not torch.is_grad_enabled():
+        signal = module.signal.set(soft_embeddings)
+    elif soft_embeddings is not None:
         hook = module.register_forward_pre_hook(lambda _module, args: (args[0], soft_embeddings))
     try:
         output = decoder(
@@ -294,6 +242,8 @@ def denoise(
     finally:
         if hook is not None:
             hook.remove()
+        if signal is not None:
+            module.signal.reset(signal)
     hidden: Tensor = output.last_hidden_state
     return hidden
 

@@ -5,7 +5,9 @@ Letters: B canvases, C canvas length, D width, V vocabulary, K candidates of a p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +61,17 @@ class CanvasReading:
     end_probability: Tensor
     soft: Tensor | None
     entropy: Tensor | None = None
+
+
+def join_readings(readings: Sequence[CanvasReading]) -> CanvasReading:
+    """Put readings of canvases of one length behind each other."""
+    if len(readings) == 1:
+        return readings[0]
+    joined: dict[str, Any] = {}
+    for name in (field.name for field in fields(CanvasReading)):
+        parts = [getattr(reading, name) for reading in readings]
+        joined[name] = None if parts[0] is None else torch.cat(parts)
+    return CanvasReading(**joined)
 
 
 @dataclass(frozen=True)

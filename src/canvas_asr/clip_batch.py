@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
-from .backbone import select_cache
+from .backbone import join_caches, select_cache
 from .canvas_batch import CanvasBatch, LastPass
 from .canvas_rows import CanvasRow
 from .ctc import Draft
 from .drafts import DraftReader
 from .options import AUTO, DecodingOptions
 from .result import Decoded
-from .sampler import read_pass
 from .strategies import sampler_config
 from .strategies.candidates import least_risk
 from .strategies.starts import fit_canvas
@@ -65,6 +64,45 @@ class _Clip:
     candidates: dict[int, Decoded] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """Clips of a share, B of them, encoded.
+
+    Attributes:
+        tokens: Audio tokens, (B, A, D).
+        n_audio: Valid ones of each, (B,) int64.
+        ctc: CTC logits, bent towards hotwords, (B, A, V).
+        n_mel: Valid mel frames of each, (B,) int64.
+        drafts: Of each.
+    """
+
+    tokens: Tensor
+    n_audio: Tensor
+    ctc: Tensor
+    n_mel: Tensor
+    drafts: Sequence[Draft]
+
+    def select(self, clips: Sequence[int]) -> _Heard:
+        """Give the chosen clips."""
+        index = list(clips)
+        tokens, n_audio, ctc, n_mel = (
+            part[index] for part in (self.tokens, self.n_audio, self.ctc, self.n_mel)
+        )
+        return _Heard(tokens, n_audio, ctc, n_mel, [self.drafts[i] for i in index])
+
+
+def _kept(shares: Sequence[_Heard], places: Sequence[int]) -> list[_Heard]:
+    """Give the clips at these places of all shares, in as many shares; none is left empty."""
+    kept, first = [], 0
+    for share in shares:
+        n = len(share.drafts)
+        own = [place - first for place in places if first <= place < first + n]
+        first += n
+        if own:
+            kept.append(share if len(own) == n else share.select(own))
+    return kept
+
+
 class ClipBatch:
     """Clips being decoded; :meth:`CanvasDecoder.open` makes one.
 
@@ -81,11 +119,9 @@ class ClipBatch:
         """
         self.decoder = decoder
         self.options = options
-        graphs = decoder.graphs
         length = options.canvas if isinstance(options.canvas, int) else decoder.config.canvas_length
         self._length = None if options.canvas == AUTO else length
         self._config = sampler_config(options, length)
-        run_pass = graphs.read_pass if graphs else read_pass
         self._reader = DraftReader(
             decoder.model.backbone,
             decoder.vocabulary,
@@ -99,8 +135,8 @@ class ClipBatch:
             decoder.model.backbone,
             decoder.vocabulary,
             self._config,
-            partial(run_pass, canvas_start=None if start is None else start + len(self._context)),
-            compact=graphs is None,
+            partial(decoder.read_pass, canvas_start=None if start is None else start + len(self._context)),
+            compact=decoder.graphs is None,
         )
         self._clips: dict[Any, _Clip] = {}
         self._paused: set[Any] = set()
@@ -175,16 +211,17 @@ class ClipBatch:
             ValueError: If the options of a clip are those of another batch.
         """
         own = self._own(options, len(keys))
-        decoder, model = self.decoder, self.decoder.model
-        tokens, n_audio = model.audio_tokens(mel, n_mel)
-        ctc, words = self._read_tap(tokens, n_audio)
-        heard = self._reader.read(ctc, n_audio, words) if decoder.config.has_draft else [Draft(())] * len(mel)
+        threads = self.decoder.threads
+        shared = threads.shares(len(mel), mel.device)
+        shares = threads.each(lambda rows: self._hear(mel[rows], n_mel[rows]), shared)
+        heard = [draft for share in shares for draft in share.drafts]
         if on_draft is not None:
             on_draft([list(draft.ids) for draft in heard])
         lengths = n_mel.tolist()
         sounds: list[Tensor | None] = [None] * len(mel)
         if any(one.word_timestamps for one in own):
-            found = decoder.aligner.clips(tokens, n_mel)
+            clips = self.decoder.aligner.clips
+            found = [sound for share in shares for sound in clips(share.tokens, share.n_mel)]
             sounds = [sound if one.word_timestamps else None for sound, one in zip(found, own, strict=True)]
         left = []
         for i, draft in enumerate(heard):
@@ -196,10 +233,20 @@ class ClipBatch:
             own_mel, length = mel[i, :, : lengths[i]], self._fit(start)
             self._clips[keys[i]] = _Clip(own[i], own_mel, noise_key, draft.ids, start, length, sounds[i])
             left.append(i)
-        if len(left) < len(heard):
-            tokens, n_audio, ctc = tokens[left], n_audio[left], ctc[left]
         if left:
-            self._lay([keys[i] for i in left], tokens, n_audio, ctc)
+            self._lay([keys[i] for i in left], _kept(shares, left))
+
+    def _hear(self, mel: Tensor, n_mel: Tensor) -> _Heard:
+        """Encode clips, (B, n_mels, T_mel) with (B,) valid frames, and read their drafts."""
+        decoder = self.decoder
+        longest = int(n_mel.max()) if mel.is_cpu else mel.shape[-1]  # a GPU would be waited for
+        tokens, n_audio = decoder.model.audio_tokens(mel[..., :longest], n_mel)
+        ctc = decoder.model.ctc_logits(tokens)
+        words = None if self._hotwords is None else self._hotwords.bend(ctc, n_audio)
+        drafts = [Draft(())] * len(mel)
+        if decoder.config.has_draft:
+            drafts = self._reader.read(ctc, n_audio, words)
+        return _Heard(tokens, n_audio, ctc, n_mel, drafts)
 
     def _own(self, options: Sequence[DecodingOptions] | None, n_clips: int) -> Sequence[DecodingOptions]:
         """The options of each clip.
@@ -214,12 +261,18 @@ class ClipBatch:
             raise ValueError("clips of one batch differ in language, seed and word_timestamps only.")
         return options
 
-    def _lay(self, keys: Sequence[Any], tokens: Tensor, n_audio: Tensor, ctc: Tensor) -> None:
-        """Encode prompts around audio tokens (B, A, D) and lay the canvases of their clips."""
-        if self.decoder.graphs:
+    def _lay(self, keys: Sequence[Any], shares: Sequence[_Heard]) -> None:
+        """Encode the prompts of clips, in order, and lay their canvases."""
+        decoder, n_each = self.decoder, self.options.candidates
+        if decoder.graphs:
             self._canvases.own_prefix()  # recorded, it is overwritten by the next
-        prefix = self.decoder.prefix(tokens, n_audio, ctc, self._context)
-        cache, n_prompt, n_each = prefix.cache, prefix.n_prompt, self.options.candidates
+        prefixes = decoder.threads.each(
+            lambda heard: decoder.prefix_keys(heard.tokens, heard.n_audio, heard.ctc, self._context), shares
+        )
+        cache, n_prompt = prefixes[0]
+        if len(prefixes) > 1:
+            cache = join_caches([cache for cache, _ in prefixes])
+            n_prompt = torch.cat([n_prompt for _, n_prompt in prefixes])
         if n_each > 1:
             index = torch.arange(len(keys)).repeat_interleave(n_each)
             cache, n_prompt = select_cache(cache, index), n_prompt[index]
@@ -227,19 +280,12 @@ class ClipBatch:
 
     def _lengthen(self, keys: Sequence[Any]) -> None:
         """Start clips anew on canvases of twice the length, the longest at most."""
-        model = self.decoder.model
         for clip in (self._clips[key] for key in keys):
             clip.length = fit_canvas(2 * clip.length, self.decoder.config.max_canvas_length)
         mels = [self._clips[key].mel for key in keys]
         mel = pad_sequence([mel.mT for mel in mels], batch_first=True).mT
         n_mel = torch.tensor([mel.shape[1] for mel in mels], device=mel.device)
-        tokens, n_audio = model.audio_tokens(mel, n_mel)
-        self._lay(keys, tokens, n_audio, self._read_tap(tokens, n_audio)[0])
-
-    def _read_tap(self, tokens: Tensor, n_audio: Tensor) -> tuple[Tensor, list[list[range]] | None]:
-        """CTC logits of audio tokens (B, A, D), bent towards hotwords, and where these were found."""
-        ctc = self.decoder.model.ctc_logits(tokens)
-        return ctc, None if self._hotwords is None else self._hotwords.bend(ctc, n_audio)
+        self._lay(keys, [self._hear(mel, n_mel)])
 
     def _is_answer(self, draft: Draft) -> bool:
         gate = self.options.gate

@@ -17,17 +17,24 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from . import configuration  # noqa: F401 - before what needs DiffusionGemma: it says so if there is none
 from .alignment import Aligner
-from .backbone import fuse_norms, quicken
+from .audio import Samples
+from .backbone import encode_keys
 from .biasing import HotwordGraph
-from .canvas import Vocabulary, likeliest
+from .canvas import CanvasReading, Vocabulary, likeliest
 from .canvas_batch import FinishedCanvas
 from .clip_batch import ClipBatch, OnDraft
+from .cpu_layers import LazySelfConditioning, fuse_norms, quicken
 from .cuda_graphs import GraphedBackbone
 from .errors import OptionError
 from .modeling import CanvasASRModel
 from .options import MAX_PROMPT_TOKENS, DecodingOptions
-from .processing import CanvasASRProcessor, pad_ids
+from .processing import CanvasASRProcessor, log_mel, pad_ids, pad_mels
 from .result import Decoded
+from .row_threads import RowThreads
+from .sampler import read_rows
+
+# Of a model whose rows are shared out to threads, each of which reads all the weights.
+MAX_SHARED_WEIGHTS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,10 @@ class CanvasDecoder:
         self.aligner = Aligner(model, processor.feature_extractor.hop_length)
         self._hotwords: tuple[Any, HotwordGraph] | None = None  # the last ones that were asked for
         quicken(model.backbone)
+        # What a pass is conditioned on is each thread's own in a lazy one only.
+        is_lazy = isinstance(model.backbone.model.decoder.self_conditioning, LazySelfConditioning)
+        is_small = sum(parameter.numel() for parameter in model.parameters()) <= MAX_SHARED_WEIGHTS
+        self.threads = RowThreads(is_on=is_lazy and is_small and not cuda_graphs)
         self.graphs: GraphedBackbone | None = None
         if cuda_graphs:
             fuse_norms(model.backbone)
@@ -176,6 +187,20 @@ class CanvasDecoder:
         longest = max(other.shape[1] for other in others)
         return torch.nn.functional.pad(canvas, (0, longest - canvas.shape[1]), value=self.vocabulary.eos)
 
+    @torch.no_grad()
+    def features(self, waves: Sequence[Samples]) -> tuple[Tensor, Tensor]:
+        """Give the features of 16 kHz mono clips: see :meth:`CanvasASRProcessor.features`."""
+        extractor = self.processor.feature_extractor
+        shares = self.threads.shares(len(waves))
+        found = self.threads.each(lambda rows: [log_mel(extractor, wave) for wave in waves[rows]], shares)
+        return pad_mels([mel for mels in found for mel in mels])
+
+    def read_pass(self, *args: Any, **options: Any) -> CanvasReading:
+        """Run a pass: see :func:`~canvas_asr.sampler.read_pass`."""
+        if self.graphs:
+            return self.graphs.read_pass(*args, **options)
+        return read_rows(self.threads, *args, **options)
+
     def resolve(self, options: DecodingOptions) -> DecodingOptions:
         """Fill in what the checkpoint says of start and passes, where options leave both open.
 
@@ -249,14 +274,30 @@ class CanvasDecoder:
             ctc: Their CTC logits.
             context: See :meth:`context`.
         """
+        prompts, n_prompt, embeds, positions = self._prompts(tokens, n_audio, ctc, context)
+        encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
+        hidden, cache = encode_prefix(embeds, positions)
+        return Prefix(cache, n_prompt, prompts, hidden, positions)
+
+    def prefix_keys(
+        self, tokens: Tensor, n_audio: Tensor, ctc: Tensor, context: Sequence[int] = ()
+    ) -> tuple[DynamicCache, Tensor]:
+        """Encode prompts as :meth:`prefix` does, for canvases alone: cache and valid places (B,)."""
+        _, n_prompt, embeds, positions = self._prompts(tokens, n_audio, ctc, context)
+        if self.graphs:
+            return self.graphs.encode_prefix(embeds, positions)[1], n_prompt
+        return encode_keys(self.model.backbone, embeds, positions), n_prompt
+
+    def _prompts(
+        self, tokens: Tensor, n_audio: Tensor, ctc: Tensor, context: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Ids of prompts (B, P), valid places (B,), embeddings (B, P, D), positions (B, P)."""
         rows = self.processor.prompt_ids(self.config, n_audio.tolist(), context)
         prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
-        encode_prefix = self.graphs.encode_prefix if self.graphs else self.model.encode_prefix
         audio = self.model.embed_audio(tokens, self.model.expected_embeddings(ctc))
         embeds = self.model.embed_prompt(prompts, audio, n_audio, self.audio_id)
         positions = self.model.prompt_positions(prompts, likeliest(ctc)[1], n_audio, self.audio_id)
-        hidden, cache = encode_prefix(embeds, positions)
-        return Prefix(cache, n_prompt, prompts, hidden, positions)
+        return prompts, n_prompt, embeds, positions
 
     def text_span(self, ids: list[int]) -> slice:
         """Where the text of a canvas lies: behind the language tag, before the first end token."""

@@ -69,7 +69,7 @@ class PieceBatch:
         """
         started = time.perf_counter()
         device = self._decoder.model.projector.device
-        mel, n_mel = self._decoder.processor.features([piece.chunk.samples for piece in new])
+        mel, n_mel = self._decoder.features([piece.chunk.samples for piece in new])
         with self._decoder.lock:
             self._batch.add(mel.to(device), n_mel.to(device), new, options=options)
             return self._settle(new, started)

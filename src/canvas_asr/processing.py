@@ -295,6 +295,10 @@ class CanvasASRProcessor(ProcessorMixin):
         return texts
 
     def _decode(self, ids: Sequence[int]) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and not self.tokenizer.clean_up_tokenization_spaces:
+            # What decode() comes to, in a fifth of its time: it first looks at every id's type, twice.
+            return str(backend.decode(list(ids), skip_special_tokens=True))
         decoded: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return str(decoded)
 

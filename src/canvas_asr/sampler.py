@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from .backbone import denoise, expected_embedding, output_logits
-from .canvas import CanvasReading, Evidence, Vocabulary, likeliest
+from .backbone import denoise, expected_embedding, output_logits, view_cache
+from .canvas import CanvasReading, Evidence, Vocabulary, join_readings, likeliest
 from .canvas_batch import CanvasBatch
 from .canvas_rows import CanvasRow
 from .ctc import Draft
+from .row_threads import RowThreads
 from .strategies import SamplerConfig
 
 # Logits made at a time when a canvas is read: 1 GiB in float32, 1,024 positions of 262,144 tokens. With many
@@ -143,6 +145,50 @@ def read_pass(
     return read_canvas(
         backbone, hidden, vocabulary, wants_soft=wants_soft, wants_entropy=wants_entropy, evidence=evidence
     )
+
+
+def read_rows(
+    threads: RowThreads,
+    backbone: DiffusionGemmaForBlockDiffusion,
+    canvas: Tensor,
+    prefix: DynamicCache,
+    n_prompt: Tensor,
+    vocabulary: Vocabulary,
+    soft: Tensor | None,
+    *,
+    n_canvas: Tensor | None = None,
+    evidence: Evidence | None = None,
+    **options: Any,
+) -> CanvasReading:
+    """Run a pass as :func:`read_pass` does, canvases shared out to threads.
+
+    Args:
+        threads: Which.
+        backbone: See :func:`read_pass`, as for what follows.
+        canvas: (B, C) int64.
+        prefix: Cache of the prompts.
+        n_prompt: (B,) int64.
+        vocabulary: Allowed ids.
+        soft: (B, C, D), or None.
+        n_canvas: (B,) int64, or None.
+        evidence: (B, C, K), or None.
+        options: The others of :func:`read_pass`.
+    """
+
+    def read(rows: slice) -> CanvasReading:
+        return read_pass(
+            backbone,
+            canvas[rows],
+            view_cache(prefix, rows),
+            n_prompt[rows],
+            vocabulary,
+            None if soft is None else soft[rows],
+            n_canvas=None if n_canvas is None else n_canvas[rows],
+            evidence=None if evidence is None else Evidence(evidence.tokens[rows], evidence.weights[rows]),
+            **options,
+        )
+
+    return join_readings(threads.each(read, threads.shares(len(canvas), canvas.device)))
 
 
 @torch.no_grad()

@@ -14,20 +14,20 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, 
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaRMSNorm
 
 from canvas_asr.backbone import (
-    FusedRMSNorm,
-    SortedTextExperts,
     build_backbone,
     crop_cache,
     denoise,
+    encode_keys,
     encode_prefix,
-    fuse_norms,
     inject_lora,
+    keys_values,
     output_logits,
-    quicken,
     select_cache,
     soft_embed,
+    view_cache,
 )
 from canvas_asr.checkpoint import load_checkpoint, save_checkpoint
+from canvas_asr.cpu_layers import FusedRMSNorm, SortedTextExperts, fuse_norms, quicken
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids
 
@@ -195,6 +195,38 @@ def test_fused_norms_compute_what_the_stock_ones_do(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(fused, stock, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(DiffusionGemmaRMSNorm, "forward", None)  # none of them runs the stock code
     assert torch.equal(denoise(backbone, canvas, prefix_of(backbone, prompt), n_prompt), fused)
+
+
+@torch.no_grad()
+def test_keys_alone_are_those_of_the_whole_prefix(backbone: DiffusionGemmaForBlockDiffusion) -> None:
+    embeds = backbone.get_input_embeddings()(random_ids(2, 7))
+    positions = torch.linspace(0, 3, 7).expand(2, -1)
+    ran: list[object] = []
+    handle = backbone.model.encoder.language_model.layers[-1].mlp.register_forward_hook(
+        lambda *args: ran.append(args)
+    )
+    try:
+        found = encode_keys(backbone, embeds, positions)
+        assert not ran  # what comes behind the keys of the last layer is left out
+        expected = encode_prefix(backbone, embeds, positions)[1]
+    finally:
+        handle.remove()
+    assert type(found) is DynamicCache
+    assert len(keys_values(found)) == len(keys_values(expected)) == 2
+    for ours, theirs in zip(keys_values(found), keys_values(expected), strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    found.update(*keys_values(expected)[1], 1)  # it may grow like any other
+
+
+@torch.no_grad()
+def test_a_view_of_a_cache_reads_the_same_memory(backbone: DiffusionGemmaForBlockDiffusion) -> None:
+    cache = prefix_of(backbone, random_ids(3, 5))
+    view = view_cache(cache, slice(1, 3))
+    for ours, theirs in zip(keys_values(view), keys_values(cache), strict=True):
+        assert ours[0].shape[0] == 2
+        assert ours[0].data_ptr() == theirs[0][1].data_ptr()
+        assert torch.equal(ours[1], theirs[1][1:])
+        assert theirs[0].shape[0] == 3
 
 
 @pytest.mark.parametrize("n_tokens", [1, 3, 40])

@@ -92,7 +92,7 @@ def test_batches_hold_clips_of_similar_length(
         batches.append([len(wave) / RATE_HZ for wave in waves])
         return CanvasASRProcessor.features(asr.processor, waves)
 
-    monkeypatch.setattr(asr.processor, "features", spy)
+    monkeypatch.setattr(asr.decoder, "features", spy)
     asr.transcribe([(clip, RATE_HZ) for clip in clips], steps=1, batch_size=2)
     assert batches == [pytest.approx([0.4, 0.41]), pytest.approx([0.9, 1.3]), pytest.approx([2.0])]
 
