@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from canvas_asr.errors import CanvasASRError
 from canvas_asr.scheduling.scheduler import Scheduler
 from canvas_asr.serving import http_server
 from canvas_asr.serving.app import _lifespan
-from canvas_asr.serving.process import one_thread, settled_memory
+from canvas_asr.serving.process import SPINS, limit_spinning, one_thread, settled_memory
 from canvas_asr.serving.settings import ServerSettings
 
 N_THREADS = 3
@@ -117,6 +118,39 @@ def test_what_runs_beside_the_model_has_one_processor_each() -> None:
 
     asyncio.run(run())
     assert found == [1, N_THREADS]
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, str(SPINS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_who_waits_for_work_falls_asleep_soon(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = dict(given)
+    monkeypatch.setattr(os, "environ", environment)
+    limit_spinning()
+    assert environment.get("GOMP_SPINCOUNT") == spins
+
+
+def test_torch_is_imported_behind_that() -> None:
+    code = """
+import os, sys
+class Watcher:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()
+sys.meta_path.insert(0, Watcher())
+from canvas_asr.cli import main
+main(["serve", "--port", "0"])
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{SPINS}\n"), done.stderr
 
 
 def test_collections_look_at_what_is_new_alone() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from canvas_asr.errors import CanvasASRError
 from canvas_asr.options import STARTS
+from canvas_asr.serving.process import limit_spinning, one_thread
 from canvas_asr.serving.settings import MIB, ServerSettings, is_loopback, split_keys
 
 from .decoding_options import canvas_length
@@ -137,13 +138,13 @@ def run(options: argparse.Namespace) -> int:
         CanvasASRError: If a package is missing, an option is out of range, the address cannot be listened at,
             or the model cannot be loaded.
     """
+    limit_spinning()
     try:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import websockets  # noqa: F401
 
         from canvas_asr.serving.http_server import serve
-        from canvas_asr.serving.process import one_thread
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _MODULES:
             raise

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+SPINS = 30_000  # some tenths of a millisecond
+
+
+def limit_spinning() -> None:
+    """Let helpers that wait for work fall asleep within a millisecond; for this, torch is imported later.
+
+    Between the steps of a pass that is long enough for them to stay awake. libgomp, OpenMP as torch has it on
+    Linux, lets them run on for ten times as long, in which decoders and clients on the same processors wait.
+    What the environment says stays as it is.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 @contextmanager
