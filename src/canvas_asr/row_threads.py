@@ -75,14 +75,19 @@ def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
     """Threads that compute alone, for a process and callers with so many threads."""
     pool = ThreadPoolExecutor(n_threads, "canvas-asr-rows")
     started = threading.Barrier(n_threads + 1)
+    of_new: list[int] = []  # threads: how many they may have, which may be less than the caller has
 
     def start() -> None:
-        torch.get_num_threads()  # a thread that has asked for nothing yet would take the others' number later
+        # A thread that has asked for nothing yet would take the others' number later.
+        of_new.append(torch.get_num_threads())
         torch.set_num_threads(1)
         started.wait()
 
     for _ in range(n_threads):
         pool.submit(start)
     started.wait()
-    torch.set_num_threads(n_threads)  # of threads that begin to compute from now on, too
+    # Set in any thread, this holds for those that begin to compute later.
+    restore = threading.Thread(target=torch.set_num_threads, args=of_new[:1])
+    restore.start()
+    restore.join()
     return pool

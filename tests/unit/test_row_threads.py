@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,11 +53,25 @@ def test_shares_run_at_once_each_in_one_thread_of_its_own() -> None:
 
     assert RowThreads(is_on=True).each(look, [5, 6, 7]) == [(5, 1, False), (6, 1, False), (7, 1, False)]
     assert torch.get_num_threads() == 3
-    later: list[int] = []
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    assert in_new_thread(torch.get_num_threads) == [3]
+
+
+def in_new_thread(function: Callable[..., Any], *args: Any) -> list[Any]:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(function(*args)))
     thread.start()
     thread.join()
-    assert later == [3]
+    return found
+
+
+def test_other_threads_are_left_what_they_would_have_had() -> None:
+    """As in a server, where no thread but the model's is to have more than one."""
+    torch.set_num_threads(5)
+    in_new_thread(torch.set_num_threads, 1)
+    assert torch.get_num_threads() == 5
+    assert RowThreads(is_on=True).each(lambda _: torch.get_num_threads(), range(5)) == [1] * 5
+    assert torch.get_num_threads() == 5
+    assert in_new_thread(torch.get_num_threads) == [1]
 
 
 def test_what_goes_wrong_in_a_share_goes_wrong() -> None:
