@@ -20,10 +20,10 @@ from scripted_server import NoDecoders, ScriptedScheduler
 from starlette.datastructures import State
 
 from canvas_asr.cli import main
-from canvas_asr.errors import CanvasASRError
+from canvas_asr.errors import CanvasASRError, CheckpointError
 from canvas_asr.scheduling.scheduler import Scheduler
 from canvas_asr.serving import http_server
-from canvas_asr.serving.app import _lifespan
+from canvas_asr.serving.app import _lifespan, create_app
 from canvas_asr.serving.process import SPINS, limit_spinning, one_thread, settled_memory
 from canvas_asr.serving.settings import ServerSettings
 
@@ -151,6 +151,24 @@ main(["serve", "--port", "0"])
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{SPINS}\n"), done.stderr
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_what_finds_speech_is_read_before_the_server_begins(
+    is_missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the server serves short clips."""
+    read: list[bool] = []
+
+    def detector() -> None:
+        read.append(is_missing)
+        if is_missing:
+            raise CheckpointError("silero_vad.jit: no such file")
+
+    monkeypatch.setattr("canvas_asr.serving.app.SileroDetector", detector)
+    transcriber = SimpleNamespace(decoder=SimpleNamespace(open=lambda _: None), languages=(), has_draft=True)
+    create_app(transcriber, ServerSettings())  # type: ignore[arg-type]
+    assert read == [is_missing]
 
 
 def test_collections_look_at_what_is_new_alone() -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from .. import __version__
+from ..errors import CheckpointError
 from ..scheduling.scheduler import Scheduler
+from ..vad import SileroDetector
 from . import live, metrics, models, page, transcriptions
 from .auth import KeyGuard
 from .errors import add_error_handlers
@@ -86,6 +88,8 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
 def _set_state(app: FastAPI, transcriber: Transcriber, settings: ServerSettings) -> None:
     defaults = settings.decoding()
     transcriber.decoder.open(defaults)  # said now what would else be said to every request
+    with suppress(CheckpointError):  # which is told to those whose audio needs it
+        SileroDetector()  # read now: while torch reads it, all threads wait
     state = app.state
     state.transcriber = transcriber
     state.settings = settings
