@@ -7,8 +7,11 @@ import io
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import openai
 import pytest
@@ -22,8 +25,11 @@ from canvas_asr import Transcriber
 from canvas_asr.errors import AudioError
 from canvas_asr.scheduling.jobs import Failed, Finished, JobCancelled, Progressed, SegmentReady
 from canvas_asr.scheduling.scheduler import Busy
+from canvas_asr.serving import transcriptions
 from canvas_asr.serving.app import create_app
+from canvas_asr.serving.events import TranscriptEvents
 from canvas_asr.serving.form import Served, read_request
+from canvas_asr.serving.responses import LONG_S
 from canvas_asr.serving.settings import ServerSettings
 from canvas_asr.serving.transcriptions import _start
 from canvas_asr.serving.work import Admission, Work
@@ -158,6 +164,32 @@ def test_a_failure_within_a_stream_is_an_event(asr: Transcriber) -> None:
     *_, last, end = reply.text.split("\n\n")
     assert end == ""
     assert refusal(json.loads(last.removeprefix("data: ")))["code"] == "invalid_audio"
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_long_transcript_is_not_written_in_the_event_loop(
+    asr: Transcriber, monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    writers: list[str] = []
+
+    def note(owner: Any, name: str) -> None:
+        write = getattr(owner, name)
+
+        def noted(*args: Any) -> Any:
+            writers.append(threading.current_thread().name)
+            return write(*args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(transcriptions, "transcription_response")
+    note(TranscriptEvents, "_end")
+    whole = replace(transcript("Hello."), audio_s=LONG_S + is_long)
+    with scripted(asr, SegmentReady(whole.segments[0]), Finished(whole)) as (address, _):
+        with openai_client(address) as client:
+            assert create(client, response_format="srt").endswith("Hello.\n")
+            *_, done = create(client, stream=True)
+            assert done.text == "Hello."
+    assert [name.startswith("AnyIO worker") for name in writers] == [is_long] * 2
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, OSError])

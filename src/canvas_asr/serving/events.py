@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -21,7 +22,7 @@ from ..scheduling.jobs import Event, Failed, Finished, PassShown, Progressed, Se
 from ..transcripts import separator
 from .errors import RequestError, unexpected
 from .form import TranscriptionRequest
-from .responses import logprobs
+from .responses import logprobs, write_apart
 from .work import Work, raise_failure
 
 SEND_S = 10.0  # for the last events, when the time for the work is over
@@ -144,8 +145,7 @@ async def _server_sent(
             event = await work.next(PING_S)
             if event is None:
                 yield _PING
-        for told in writer.write(event):
-            yield _event(told)
+        yield await write_apart(event.transcript, partial(_last, writer, event))
         yield _DONE
     except RequestError as error:
         yield _event(error.body())
@@ -153,6 +153,10 @@ async def _server_sent(
         raise
     except Exception as error:
         yield _event(unexpected(error, request_id).body())
+
+
+def _last(writer: TranscriptEvents, event: Finished) -> str:
+    return "".join(map(_event, writer.write(event)))
 
 
 def _event(fields: dict[str, Any]) -> str:

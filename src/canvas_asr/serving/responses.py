@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from anyio.to_thread import run_sync
 from fastapi.responses import JSONResponse, Response
 
 from ..formats import to_srt, to_vtt
@@ -21,7 +22,21 @@ from .form import TranscriptionRequest
 # A token's confidence may be 0 once rounded, and JSON has no infinity: what OpenAI gives for the unlikeliest.
 LEAST_LOGPROB = -9999.0
 _DIGITS = 3  # of seconds
+LONG_S = 300.0  # of audio: what is said in more is not written in the event loop, where all would wait for it
 MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
+
+
+Written = TypeVar("Written")
+
+
+async def write_apart(transcript: Transcript, write: Callable[[], Written]) -> Written:
+    """Write a reply, in a thread if it is long.
+
+    Args:
+        transcript: That it is about.
+        write: Gives the reply.
+    """
+    return write() if transcript.audio_s <= LONG_S else await run_sync(write)
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:

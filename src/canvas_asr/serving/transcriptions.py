@@ -21,7 +21,7 @@ from .errors import RequestError
 from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
 from .form import Served, TranscriptionRequest, read_request
-from .responses import transcription_response
+from .responses import transcription_response, write_apart
 from .work import Arrival, Work, full, raise_failure, stopping
 
 MAX_FIELDS = 2048
@@ -75,7 +75,7 @@ async def create_transcription(request: Request) -> Response:
         work.release()
         raise
     work.release()
-    return transcription_response(transcript, asked)
+    return await write_apart(transcript, partial(transcription_response, transcript, asked))
 
 
 async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionRequest]:
