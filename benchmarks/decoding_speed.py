@@ -165,7 +165,7 @@ def _recorded(backbone: Any, products: Counter[Product]) -> Iterator[None]:
     kinds = {"TextExperts": experts, "DecoderTextAttention": attention}
     hooks = []
     for module in backbone.modules():
-        hook = linear if type(module) is nn.Linear else None
+        hook = linear if isinstance(module, nn.Linear) else None
         for name, candidate in kinds.items():
             hook = candidate if type(module).__name__.endswith(name) else hook
         if hook is not None:

@@ -20,6 +20,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 from .configuration import text_config
 from .cpu_layers import LazySelfConditioning
 from .encoder import attention_mask, length_mask
+from .products import MIN_VOCABULARY_ROWS, product
 
 LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
 
@@ -221,7 +222,10 @@ def denoise(
         torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
     )
     seen = torch.cat([valid, on_canvas], dim=1)[:, None, :].expand(n_batch, length, -1)
-    mask = attention_mask(seen, text_config(backbone.config)._attn_implementation, cached.dtype)
+    mask = None
+    # No mask is faster than one that masks nothing; a GPU would have to be waited for, to know.
+    if not seen.is_cpu or not bool(seen.all()):
+        mask = attention_mask(seen, text_config(backbone.config)._attn_implementation, cached.dtype)
     decoder = backbone.model.decoder
     start = n_prompt if canvas_start is None else torch.full_like(n_prompt, canvas_start)
     hook = None
@@ -291,4 +295,4 @@ def expected_embedding(backbone: DiffusionGemmaForBlockDiffusion, probabilities:
     embedding = backbone.model.decoder.embed_tokens
     weight: Tensor = embedding.weight
     scale: Tensor = embedding.embed_scale.to(weight.dtype)
-    return (probabilities.to(weight.dtype) @ weight) * scale
+    return product(probabilities.to(weight.dtype), weight.mT, min_rows=MIN_VOCABULARY_ROWS) * scale

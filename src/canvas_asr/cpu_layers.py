@@ -16,6 +16,8 @@ from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
     DiffusionGemmaTextExperts,
 )
 
+from .products import VocabularyLinear
+
 
 class FusedRMSNorm(DiffusionGemmaRMSNorm):
     """The backbone's RMS norm as one kernel; the stock one takes eight, in float32, as this one computes.
@@ -96,7 +98,10 @@ class LazySelfConditioning(DiffusionGemmaSelfConditioning):
 
 
 def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
-    """Decode faster on a CPU, in place; what a float32 backbone computes stays the same, bit for bit.
+    """Decode faster on a CPU, in place.
+
+    What the layers of a float32 backbone compute stays the same, bit for bit; what its output layer does, up
+    to rounding.
 
     Args:
         backbone: The model to change; one that is elsewhere, or of another type, is left as it is.
@@ -106,6 +111,8 @@ def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
             module.__class__ = SortedTextExperts
     if _is_plain(backbone.lm_head.weight):
         fuse_norms(backbone)
+        if type(backbone.lm_head) is nn.Linear:
+            backbone.lm_head.__class__ = VocabularyLinear
     conditioning = backbone.model.decoder.self_conditioning
     if backbone.lm_head.weight.is_cpu and type(conditioning) is DiffusionGemmaSelfConditioning:
         conditioning.__class__ = LazySelfConditioning

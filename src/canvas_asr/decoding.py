@@ -29,6 +29,7 @@ from .errors import OptionError
 from .modeling import CanvasASRModel
 from .options import MAX_PROMPT_TOKENS, DecodingOptions
 from .processing import CanvasASRProcessor, log_mel, pad_ids, pad_mels
+from .products import quicken_linears
 from .result import Decoded
 from .row_threads import RowThreads
 from .sampler import read_rows
@@ -106,6 +107,8 @@ class CanvasDecoder:
         self.aligner = Aligner(model, processor.feature_extractor.hop_length)
         self._hotwords: tuple[Any, HotwordGraph] | None = None  # the last ones that were asked for
         quicken(model.backbone)
+        quicken_linears(model.audio_encoder)
+        quicken_linears(model.projector)
         # What a pass is conditioned on is each thread's own in a lazy one only.
         is_lazy = isinstance(model.backbone.model.decoder.self_conditioning, LazySelfConditioning)
         is_small = sum(parameter.numel() for parameter in model.parameters()) <= MAX_SHARED_WEIGHTS

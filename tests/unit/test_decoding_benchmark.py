@@ -132,7 +132,7 @@ def test_products_of_a_pass_are_counted_by_hand(modules: dict[str, ModuleType], 
     )  # the expected embedding, and the self-conditioning that a first pass has not
     conditioning = [(1, n, width, inner), (1, n, width, inner), (1, n, inner, width)]
     assert further == Counter([(1, n, vocabulary, width), *conditioning])
-    assert all(not module._forward_hooks for module in asr.model.modules() if type(module) is nn.Linear)
+    assert all(not module._forward_hooks for module in asr.model.modules() if isinstance(module, nn.Linear))
     found = speed.floor(products, torch.device("cpu"), torch.float32, 1, 32)
     flops = sum(2.0 * b * rows * inner * columns * k for (b, rows, inner, columns), k in products.items())
     assert found["flops"] == flops
