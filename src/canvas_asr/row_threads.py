@@ -21,6 +21,8 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CPU = torch.device("cpu")
+# With more, threads wait for each other's turn at the interpreter: between operations only one of them runs.
+MAX_THREADS = 4
 
 
 class RowThreads:
@@ -36,7 +38,7 @@ class RowThreads:
         self.is_on = is_on and torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
 
     def shares(self, n_rows: int, device: torch.device = CPU) -> list[slice]:
-        """Divide rows: as many shares as the caller has threads if none is left without, else one.
+        """Divide rows: as many shares as the caller has threads, if these are few and all get some; else one.
 
         Args:
             n_rows: At least 1.
@@ -44,7 +46,7 @@ class RowThreads:
         """
         n_threads = torch.get_num_threads()
         is_plain = not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
-        is_shared = self.is_on and is_plain and device == CPU and n_rows >= n_threads
+        is_shared = self.is_on and is_plain and device == CPU and n_threads <= min(n_rows, MAX_THREADS)
         n_shares = n_threads if is_shared else 1
         bounds = [n_rows * i // n_shares for i in range(n_shares + 1)]
         return [slice(start, end) for start, end in pairwise(bounds)]

@@ -16,7 +16,7 @@ from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
 from canvas_asr.result import Decoded
-from canvas_asr.row_threads import RowThreads
+from canvas_asr.row_threads import MAX_THREADS, RowThreads
 
 pytestmark = pytest.mark.usefixtures("_own_torch_settings")
 CLIPS = [tones(duration_s, seed) for seed, duration_s in enumerate((0.7, 1.9, 0.1, 1.2, 0.9))]
@@ -39,8 +39,9 @@ def test_every_thread_has_a_share_or_one_has_all() -> None:
         assert threads.shares(5) == [slice(0, 5)]
     with torch.autocast("cpu", torch.bfloat16):
         assert threads.shares(5) == [slice(0, 5)]
-    torch.set_num_threads(1)
-    assert threads.shares(5) == [slice(0, 5)]
+    for n_threads in (1, MAX_THREADS + 1):
+        torch.set_num_threads(n_threads)
+        assert threads.shares(5) == [slice(0, 5)]
 
 
 def test_shares_run_at_once_each_in_one_thread_of_its_own() -> None:
