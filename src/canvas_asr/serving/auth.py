@@ -7,17 +7,15 @@ package that hold no secret and ask their user for the key; and ``/openapi.json`
 from __future__ import annotations
 
 import hmac
-import json
 from collections.abc import Sequence
 from http import HTTPStatus
 
 from fastapi import Depends
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import error_response
+from .errors import RequestError
 
 OPEN = ("/", "/health", "/openapi.json")
 OPEN_FOLDER = "/page/"
@@ -59,14 +57,14 @@ class KeyGuard:
 
         Args:
             app: That is guarded.
-            keys: That are right; empty: nobody is asked.
+            keys: That are right.
         """
         self._app = app
         self._keys = tuple(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
-        if not self._keys or scope["type"] not in ("http", "websocket") or is_open(scope):
+        if scope["type"] not in ("http", "websocket") or is_open(scope):
             await self._app(scope, receive, send)
             return
         given = given_key(Headers(scope=scope))
@@ -78,26 +76,26 @@ class KeyGuard:
         else:
             message = "An API key is missing; send it in the header: Authorization: Bearer KEY."
             code = "missing_api_key"
-        refusal = error_response(
+        refusal = RequestError(
             HTTPStatus.UNAUTHORIZED, message, code=code, headers={"WWW-Authenticate": "Bearer"}
         )
         await answer(refusal, scope, receive, send)
 
 
-async def answer(refusal: Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def answer(refusal: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a request, or a WebSocket before it is opened.
 
     Args:
-        refusal: Of :func:`~canvas_asr.serving.errors.error_response`.
+        refusal: What is answered.
         scope: Of the request.
         receive: Likewise.
         send: Likewise.
     """
     if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
-        await refusal(scope, receive, send)  # of a WebSocket, starlette names the messages as that needs
+        # Of a WebSocket, starlette names the messages as that needs.
+        await refusal.response()(scope, receive, send)
     else:
-        reason = json.loads(bytes(refusal.body))["error"]["message"]
-        await send({"type": "websocket.close", "code": _NOT_ALLOWED, "reason": reason})
+        await send({"type": "websocket.close", "code": _NOT_ALLOWED, "reason": refusal.message})
 
 
 def is_open(scope: Scope) -> bool:

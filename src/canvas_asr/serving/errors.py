@@ -29,7 +29,7 @@ class RequestError(Exception):
     """A request that is refused.
 
     Attributes:
-        status: Of the reply.
+        status: Of the reply, 400 or above.
         message: What is wrong and what to do.
         param: The form field at fault.
         code: Short name of the case, for programs.
@@ -54,50 +54,24 @@ class RequestError(Exception):
 
     def response(self) -> JSONResponse:
         """Give the reply."""
-        return error_response(
-            self.status, self.message, param=self.param, code=self.code, headers=self.headers
-        )
+        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
 
     def body(self) -> dict[str, Any]:
-        """Give what stands in the reply, for an event of a stream."""
-        return error_body(error_type(self.status), self.message, param=self.param, code=self.code)
+        """Give what stands in the reply, and in an event of a stream."""
+        error = {
+            "message": self.message,
+            "type": _type(self.status),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
 
 
-def error_type(status: int) -> str:
+def _type(status: int) -> str:
     """Give what OpenAI calls errors of a status."""
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "server_error"
     return _TYPES.get(HTTPStatus(status), "invalid_request_error")
-
-
-def error_body(
-    type: str, message: str, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """Give the body of an error, which is that of an event of a stream as well."""
-    return {"error": {"message": message, "type": type, "param": param, "code": code}}
-
-
-def error_response(
-    status: int,
-    message: str,
-    *,
-    type: str | None = None,
-    param: str | None = None,
-    code: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """Give a reply that says what is wrong.
-
-    Args:
-        status: Of the reply, 400 or above.
-        message: What is wrong and what to do.
-        type: Group of errors; None takes the one of the status.
-        param: The form field at fault.
-        code: Short name of the case, for programs.
-        headers: Besides the usual ones.
-    """
-    body = error_body(type or error_type(status), message, param=param, code=code)
-    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def unexpected(error: Exception, request_id: str) -> RequestError:
@@ -125,11 +99,11 @@ def add_error_handlers(app: FastAPI) -> None:
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = (error.headers or {}).get("Allow", "another method")
             message, code = f"This route takes {allowed}.", "method_not_allowed"
-        return error_response(error.status_code, message, code=code, headers=error.headers)
+        return RequestError(error.status_code, message, code=code, headers=error.headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def name_field(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = str(first["loc"][-1]) if first.get("loc") else None
         message = f"{param or 'The request'}: {first.get('msg', 'is not valid')}."
-        return error_response(HTTPStatus.BAD_REQUEST, message, param=param, code="invalid_value")
+        return RequestError(HTTPStatus.BAD_REQUEST, message, param=param, code="invalid_value").response()

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import error_response
+from .errors import RequestError
 
 LINGER_S = 2.0  # in which the rest of a body may come, for clients read no answer before they have sent all
 DELIVERY_S = 0.25  # for an answer to a body that nobody reads: closing discards what is not delivered yet
@@ -163,10 +163,8 @@ class _LimitedBody:
         """Answer, unless an answer is on its way, and have the connection closed: the rest is not read."""
         self.is_refused = True
         if not self._is_answered:
-            response = error_response(
-                status, message, param="file", code=code, headers={"connection": "close"}
-            )
-            await response(self._scope, self._receive, self._deliver)
+            refusal = RequestError(status, message, param="file", code=code, headers={"connection": "close"})
+            await refusal.response()(self._scope, self._receive, self._deliver)
 
     async def _deliver(self, message: Message) -> None:
         """Send a part of an answer, and leave it time to arrive before the connection is closed."""

@@ -57,7 +57,7 @@ class OriginGuard:
             try:
                 self._check(scope)
             except RequestError as error:
-                await answer(error.response(), scope, receive, send)
+                await answer(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

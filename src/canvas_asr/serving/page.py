@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from starlette.status import HTTP_304_NOT_MODIFIED, HTTP_404_NOT_FOUND
 
-from .errors import error_response
+from .errors import RequestError
 
 FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
@@ -76,7 +76,7 @@ def part(name: str, request: Request) -> Response:
     """Answer what the page is made of."""
     file = page_files().get(name)
     if file is None:
-        return error_response(HTTP_404_NOT_FOUND, "There is no such file.", code="not_found")
+        return RequestError(HTTP_404_NOT_FOUND, "There is no such file.", code="not_found").response()
     return _answer(file, request)
 
 

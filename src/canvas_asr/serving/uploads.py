@@ -35,12 +35,10 @@ from ..errors import AudioError, CanvasASRError
 from ..result import Gap
 from .decoder import Decoder, DecoderDiedError, DecoderStalledError
 from .decoder_process import END, ERROR, INFO, MAX_GAPS, SAMPLES
+from .settings import ServerSettings
 
-DEFAULT_MEMORY_BYTES = 256 << 20
-DEFAULT_FILE_S = 10.0
 READ_AHEAD_S = 120.0  # 7.7 MB
 MIN_SPEED = 4.0  # seconds of audio a second; decoders reach hundreds
-DEFAULT_PARKED = 8
 MAX_FILES = 500  # of one process: what a codec leaks does not pile up
 _CANNOT = "the audio cannot be decoded: "
 _CONVERT = "convert it to WAV or FLAC and send that"
@@ -235,9 +233,9 @@ class DecoderPool:
         self,
         n_workers: int,
         *,
-        max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
-        max_file_s: float = DEFAULT_FILE_S,
-        max_parked: int = DEFAULT_PARKED,
+        max_memory_bytes: int = ServerSettings.decode_memory_bytes,
+        max_file_s: float = ServerSettings.decode_timeout_s,
+        max_parked: int = ServerSettings.max_batch,
     ) -> None:
         """Describe the pool.
 
