@@ -285,7 +285,7 @@ class Lanes:
         watched = {piece for piece, task in lane.owners.items() if task.shows_passes}
         for piece, view in lane.batch.views(watched) if watched else ():
             chunk = piece.chunk
-            lane.owners[piece].show(PassShown(chunk.start_s, chunk.start_s + chunk.audio_s, view))
+            lane.owners[piece].emit(PassShown(chunk.start_s, chunk.start_s + chunk.audio_s, view))
         self._give_back(lane, halves)
 
     def _give_back(self, lane: _Lane, halves: Sequence[Piece]) -> None:

@@ -69,6 +69,7 @@ class Task:
         has_started: Whether its reading has begun, and perhaps ended.
         waiting: Pieces that wait for the model, in order.
         has_begun: Whether the model has seen some of it.
+        done_s: Seconds of audio that are done, and told of.
         waits_since: Time since which its next piece waits, or is to stand behind those of others.
     """
 
@@ -118,7 +119,7 @@ class Task:
         self._opened: Recording | None = None  # in the reading thread, before the first stretch
         self._began = 0.0  # time at which the reading did
         self._n_told = 0  # segments
-        self._told_s = 0.0
+        self.done_s = 0.0
 
     @property
     def is_being_read(self) -> bool:
@@ -145,11 +146,6 @@ class Task:
         is_file = self.is_long and self.is_bulk and not self.is_live
         is_patient = is_file and not self.wants_segments and not self.has_begun
         return is_patient and not self.is_read and len(self.waiting) < PIECES_AHEAD
-
-    @property
-    def done_s(self) -> float:
-        """Seconds of audio that are done."""
-        return self._told_s
 
     def start(self, on_ready: Callable[[], None]) -> None:
         """Read in a thread; ``on_ready`` is called there whenever there is more."""
@@ -219,21 +215,17 @@ class Task:
         if recording is None or self.job.is_done:
             return
         recording.settle()
-        if recording.done_s > self._told_s:
-            self._told_s = recording.done_s
-            total_s = max(recording.audio_s, self._told_s) if recording.audio_s else None
-            self._emit(Progressed(self._told_s, total_s))
+        if recording.done_s > self.done_s:
+            self.done_s = recording.done_s
+            total_s = max(recording.audio_s, self.done_s) if recording.audio_s else None
+            self.emit(Progressed(self.done_s, total_s))
         if self.wants_segments:
             for segment in recording.segments[self._n_told :]:
-                self._emit(SegmentReady(segment))
+                self.emit(SegmentReady(segment))
             self._n_told = len(recording.segments)
         if recording.is_done:
             result = recording.result(self.options)
             self._end(Failed(result) if isinstance(result, AudioError) else Finished(result))
-
-    def show(self, event: Event) -> None:
-        """Tell of a pass."""
-        self._emit(event)
 
     def fail(self, error: Exception) -> None:
         """End without a transcript; pieces in a batch have to be removed by who knows it."""
@@ -246,9 +238,10 @@ class Task:
             self._reading = None
         self.waiting.clear()
         self.job.is_done = True
-        self._emit(event)
+        self.emit(event)
 
-    def _emit(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
+        """Tell of an event."""
         try:
             self._on_event(event)
         except Exception:
