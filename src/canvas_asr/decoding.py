@@ -36,6 +36,7 @@ from .sampler import read_rows
 
 # Of a model whose rows are shared out to threads, each of which reads all the weights.
 MAX_SHARED_WEIGHTS = 1 << 27
+_TOKENIZER = threading.Lock()  # a call may set it up anew, which fails while another is in it
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,8 @@ class CanvasDecoder:
         self, tokens: Tensor, n_audio: Tensor, ctc: Tensor, context: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Ids of prompts (B, P), valid places (B,), embeddings (B, P, D), positions (B, P)."""
-        rows = self.processor.prompt_ids(self.config, n_audio.tolist(), context)
+        with _TOKENIZER:
+            rows = self.processor.prompt_ids(self.config, n_audio.tolist(), context)
         prompts, n_prompt = (tensor.to(tokens.device) for tensor in pad_ids(rows, 0))
         audio = self.model.embed_audio(tokens, self.model.expected_embeddings(ctc))
         embeds = self.model.embed_prompt(prompts, audio, n_audio, self.audio_id)

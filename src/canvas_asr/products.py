@@ -23,8 +23,9 @@ MAX_WEIGHTS = 1 << 26
 
 @cache
 def _has_onednn() -> bool:
+    is_built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return is_built and is_x86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, min_rows: int = 1) -> Tensor:
@@ -40,7 +41,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, min_rows: 
         (..., N).
     """
     if (
-        x.numel() >= min_rows * x.shape[-1]
+        not torch.compiler.is_compiling()  # which chooses for itself
+        and x.numel() >= min_rows * x.shape[-1]
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and type(weight) in (Tensor, nn.Parameter)  # and not a quantised one

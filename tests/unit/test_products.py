@@ -40,7 +40,9 @@ def test_a_product_is_what_pytorch_computes(bias: torch.Tensor | None, taken: li
     assert not taken
 
 
-@pytest.mark.parametrize("why", ["few rows", "gradients", "mixed types", "another type", "no oneDNN", "none"])
+@pytest.mark.parametrize(
+    "why", ["few rows", "gradients", "mixed types", "another type", "no oneDNN", "compiled", "none"]
+)
 def test_elsewhere_pytorch_computes_it_as_before(
     why: str, taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +51,8 @@ def test_elsewhere_pytorch_computes_it_as_before(
         x, weight = x.bfloat16(), weight.bfloat16()
     if why == "no oneDNN":
         monkeypatch.setattr(products, "_has_onednn", lambda: False)
+    if why == "compiled":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with torch.set_grad_enabled(why == "gradients"), torch.autocast("cpu", enabled=why == "mixed types"):
         found = product(x[:0] if why == "none" else x, weight, min_rows=9 if why == "few rows" else 1)
     assert found.shape == (0 if why == "none" else 8, 24)
