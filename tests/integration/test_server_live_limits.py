@@ -37,6 +37,7 @@ def test_a_client_that_leaves_is_noticed_while_its_audio_waits(asr: Transcriber)
         with open_live(address) as live:
             for _ in range(int(MOST_WAITING_S) + 5):
                 live.send(SECOND)
+            until(lambda: bool(scheduler.jobs))
             job = scheduler.jobs[0]  # drafts may be others
             assert not job.is_cancelled
             live.socket.close()
