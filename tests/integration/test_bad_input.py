@@ -17,11 +17,9 @@ import pytest
 import soundfile as sf
 import torch
 from numpy.typing import NDArray
-from small_models import small_model, small_processor
 
 import canvas_asr
 from canvas_asr import AudioError, OptionError, Transcriber, sampler
-from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.cli import main
 
 RATE_HZ = 16_000
@@ -32,13 +30,6 @@ ERROR = "canvas-asr: error: "
 def tone(seconds: float, rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
     t = np.arange(round(seconds * rate_hz)) / rate_hz
     return (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(small_model(), small_processor(), folder, whole=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

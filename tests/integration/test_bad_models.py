@@ -10,22 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import small_model, small_processor
 
 import canvas_asr
 from canvas_asr import CheckpointError
-from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.cli import main
 
 ERROR = "canvas-asr: error: "
 PARTS = ("model.safetensors", "backbone/model.safetensors", "audio_encoder/model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(small_model(), small_processor(), folder, whole=True)
-    return folder
 
 
 def empty(path: Path) -> None:

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile as sf
-from small_models import TINY, small_model, small_processor
+from small_models import TINY
 
 import canvas_asr
 from canvas_asr import CheckpointError, cli, inference, recording_reader, transcriber
-from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.cli.sinks import text_line
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +31,6 @@ ENVIRONMENT = os.environ | {
 EMBEDDED = pytest.mark.skipif(
     not (TINY / "model.safetensors").is_file(), reason="the embedded model has no weights yet"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(small_model(), small_processor(), folder, whole=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,6 @@ from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.configuration import CanvasASRConfig
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(small_model(), small_processor(), folder, whole=True)
-    return folder
-
-
 def test_info_counts_what_is_there(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", str(model), "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)["parameters"]

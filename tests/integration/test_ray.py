@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
-from small_models import small_model, small_processor
+from ray_script import run_with_ray
 
 import canvas_asr
-from canvas_asr.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 RECIPE = re.search(r"^```python\n(.*?)^```$", (ROOT / "docs/ray.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -29,13 +23,6 @@ PATHS, MODEL, OUT = json.loads(sys.argv[1])
 ACTORS, GPUS = 1, 0
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    save_checkpoint(small_model(), small_processor(), folder, whole=True)
-    return folder
 
 
 @pytest.fixture
@@ -61,35 +48,12 @@ def test_the_recipe_is_twenty_lines() -> None:
     assert len([line for line in RECIPE[1].splitlines() if line.strip()]) <= 22
 
 
-@pytest.fixture
-def short() -> Iterator[str]:
-    """A folder with a short name: those of sockets may have no more than a hundred letters."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield folder
-
-
 @pytest.mark.timeout(600)  # Ray starts a dozen processes, of which one imports torch
-def test_the_recipe_runs_on_a_local_ray(model: Path, paths: list[str], tmp_path: Path, short: str) -> None:
+def test_the_recipe_runs_on_a_local_ray(model: Path, paths: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     assert RECIPE is not None
     out = tmp_path / "out"
-    script = tmp_path / "recipe.py"
-    script.write_text(START + RECIPE[1])
-    run = subprocess.run(
-        [sys.executable, str(script), json.dumps([paths, str(model), str(out)])],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=550,
-        check=False,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(Path(canvas_asr.__file__).parents[1]),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # on a busy machine the actor would not start in time
-            "RAY_TMPDIR": short,
-        },
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_with_ray(tmp_path, START + RECIPE[1], [paths, str(model), str(out)])
     lines = [line for path in out.glob("*.json") for line in path.read_text().splitlines()]
     rows = sorted((json.loads(line) for line in lines), key=lambda row: row["path"])
     assert [row["path"] for row in rows] == paths

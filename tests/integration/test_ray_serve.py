@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+from ray_script import run_with_ray
 from small_models import small_model, small_processor
 
 import canvas_asr
@@ -75,15 +71,8 @@ serve.shutdown()
 """
 
 
-@pytest.fixture
-def short() -> Iterator[str]:
-    """A folder with a short name: those of sockets may have no more than a hundred letters."""
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        yield folder
-
-
 @pytest.mark.timeout(600)  # Ray starts a dozen processes, of which two load a model
-def test_two_replicas_answer_behind_one_address(tmp_path: Path, short: str) -> None:
+def test_two_replicas_answer_behind_one_address(tmp_path: Path) -> None:
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install -e '.[ray,serve]'")
     pytest.importorskip(
         "fastapi", reason="the server's packages are not installed: pip install -e '.[serve]'"
@@ -93,27 +82,15 @@ def test_two_replicas_answer_behind_one_address(tmp_path: Path, short: str) -> N
     paths = [tmp_path / "a.wav", tmp_path / "b.wav"]
     for i, path in enumerate(paths):
         sf.write(path, 0.3 * np.sin(np.arange(8000 * (i + 1)) / 10), 16_000)
-    script = tmp_path / "start.py"
-    script.write_text(SCRIPT)
-    run = subprocess.run(
-        [sys.executable, str(script), json.dumps([str(model), [*map(str, paths)], str(out), str(DEPLOY)])],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=550,
-        check=False,
-        env=os.environ
-        | {
-            "CANVAS_ASR_API_KEY": "other, open-sesame",
-            "PYTHONPATH": str(Path(canvas_asr.__file__).parents[1]),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # On a busy machine proxy and replicas would not start in time.
-            "RAY_worker_niceness": "0",
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
-            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
-            "RAY_TMPDIR": short,
-        },
+    run_with_ray(
+        tmp_path,
+        SCRIPT,
+        [str(model), [*map(str, paths)], str(out), str(DEPLOY)],
+        CANVAS_ASR_API_KEY="other, open-sesame",
+        # On a busy machine proxy and replicas would not start in time.
+        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="300",
+        RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S="300",
     )
-    assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads(out.read_text())
     assert found["replicas"] == {"RUNNING": 2}
     assert (found["health"], found["no_key"]) == (200, 401)
