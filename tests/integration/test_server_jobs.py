@@ -186,7 +186,7 @@ def test_a_long_transcript_is_not_written_in_the_event_loop(
     whole = replace(transcript("Hello."), audio_s=LONG_S + is_long)
     with scripted(asr, SegmentReady(whole.segments[0]), Finished(whole)) as (address, _):
         with openai_client(address) as client:
-            assert create(client, response_format="srt").endswith("Hello.\n")
+            assert create(client, response_format="srt").endswith("\nHello.\n\n")
             *_, done = create(client, stream=True)
             assert done.text == "Hello."
     assert [name.startswith("AnyIO worker") for name in writers] == [is_long] * 2
