@@ -12,7 +12,7 @@ from made_up_clips import SPEECH, tones, write_clips
 from small_models import TINY, small_model, small_processor
 from torch import Tensor
 
-from canvas_asr import backbone, modeling, sampler
+from canvas_asr import backbone, sampler
 from canvas_asr.configuration import CanvasASRConfig
 from canvas_asr.ctc import greedy_ctc
 from canvas_asr.decoding import CanvasDecoder, Decoded
@@ -136,15 +136,15 @@ def test_prompts_and_positions_by_spikes_are_the_same_in_training_and_in_decodin
     found: list[tuple[str, Any]] = []
     encode, denoise = backbone.encode_prefix, backbone.denoise
 
-    def record_prefix(backbone: Any, embeds: Tensor, positions: Tensor | None = None) -> Any:
+    def record_prefix(of: Any, embeds: Tensor, positions: Tensor | None = None, *cache: Any) -> Any:
         found.append(("prefix", (embeds, positions)))
-        return encode(backbone, embeds, positions)
+        return encode(of, embeds, positions, *cache)
 
     def record_pass(*arguments: Any, **options: Any) -> Tensor:
         found.append(("canvas", options["canvas_start"]))
         return denoise(*arguments, **options)
 
-    for module in (objective, modeling):
+    for module in (objective, backbone):
         monkeypatch.setattr(module, "encode_prefix", record_prefix)
     for module in (objective, sampler):
         monkeypatch.setattr(module, "denoise", record_pass)
@@ -152,7 +152,9 @@ def test_prompts_and_positions_by_spikes_are_the_same_in_training_and_in_decodin
     start = processor.canvas_start(model.config)
     AdapterModel(model, options, AUDIO, TAGS, start)(**batch)
     trained, found[:] = found[:], []
-    CanvasDecoder(model, processor)(batch["mel"], batch["n_mel"], clip_keys=range(3), steps=1)
+    decoder = CanvasDecoder(model, processor)
+    decoder.threads.is_on = False  # the whole batch at once, as in training
+    decoder(batch["mel"], batch["n_mel"], clip_keys=range(3), steps=1)
     assert [name for name, _ in trained] == [name for name, _ in found] == ["prefix", "canvas"]
     (embeds, positions), (decoded, at) = trained[0][1], found[0][1]
     assert torch.allclose(embeds, decoded, atol=1e-6)

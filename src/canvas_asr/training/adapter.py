@@ -6,15 +6,16 @@ find something to attend to. Judged by transcripts: each evaluation decodes, als
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from canvas_asr.checkpoint import ADAPTER_NAME, adapter_parameters, assemble, load_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
@@ -151,8 +152,7 @@ class AdapterModel(Stage):
             ``loss`` and its parts ``ctc``, ``infeasible``, and what :func:`denoising_losses` gives.
         """
         tokens, n_audio = self.model.audio_tokens(mel, n_mel)
-        outputs: dict[str, Tensor] = {}
-        loss = tokens.new_zeros((), dtype=torch.float32)
+        outputs, loss = {}, tokens.new_zeros((), dtype=torch.float32)
         if self.options.ctc_weight:
             ctc, infeasible = self._ctc(tokens, n_audio, text, n_text)
             outputs["ctc"] = ctc * share_of(part, "clips")
@@ -163,10 +163,10 @@ class AdapterModel(Stage):
             return {**outputs, "loss": loss}
         generators = row_generators(part, len(canvas))
         prompt, places, readings = self._prompt(prompt_ids, tokens, n_audio, generators)
-        n_canvas = None
         if self.model.config.canvas_places == "draft":
-            blank = self.model.config.blank_token_id
-            canvas, n_canvas = canvases_in_places(canvas, n_targets, text, n_text, readings, blank)
+            canvas, places["n_canvas"] = canvases_in_places(
+                canvas, n_targets, text, n_text, readings, self.model.config.blank_token_id
+            )
         denoising = denoising_losses(
             self.model.backbone,
             prompt,
@@ -175,14 +175,12 @@ class AdapterModel(Stage):
             n_targets,
             canvas,
             objective,
-            n_canvas=n_canvas,
             **places,
             canvas_start=self.canvas_start,
             part=part,
             generators=generators,
         )
-        loss = loss + denoising.pop("loss")
-        return {**outputs, **denoising, "loss": loss}
+        return {**outputs, **denoising, "loss": loss + denoising["loss"]}
 
     def _ctc(self, tokens: Tensor, n_audio: Tensor, text: Tensor, n_text: Tensor) -> tuple[Tensor, Tensor]:
         """See :func:`ctc_loss`."""
@@ -284,7 +282,7 @@ def _is_base(name: str) -> bool:
 def _assemble(options: AdapterOptions) -> tuple[CanvasASRModel, CanvasASRProcessor]:
     """Join the frozen parts, with errors that name the recipe's key."""
     # The configuration itself keeps keys that it does not know.
-    own = set(inspect.signature(CanvasASRConfig.__init__).parameters) - {"self", "kwargs"}
+    own = {key.name for key in fields(CanvasASRConfig)} - {key.name for key in fields(PreTrainedConfig)}
     parts = {"backbone", "audio_encoder", "backbone_config", "audio_encoder_config"}
     if unknown := sorted(set(options.model) - (own - parts)):
         raise RecipeError(

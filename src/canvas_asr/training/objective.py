@@ -123,22 +123,19 @@ def denoising_losses(
         ``loss`` (weighted sum), ``diffusion``, ``autoregressive``, ``accuracy`` (of text positions): float32
         scalars; ``diffusion_by_noise``: sums over clips of uniform noise by quarter of t, and counts, (2, 4).
     """
-    outputs: dict[str, Tensor] = {}
-    loss = prompt.new_zeros((), dtype=torch.float32)
+    outputs, loss = {}, prompt.new_zeros((), dtype=torch.float32)
     if options.autoregressive_weight:
         reading, cache = _read_transcript(backbone, prompt, n_prompt, targets, n_targets, positions)
         outputs["autoregressive"] = reading * share_of(part, "targets")
         loss = loss + options.autoregressive_weight * outputs["autoregressive"]
     else:
         cache = encode_prefix(backbone, prompt, positions)[1]
-
     n_canvas = n_targets if n_canvas is None else n_canvas
     generators = generators or row_generators(part, len(canvas))
     if (n := options.n_canvases) > 1:
         cache = select_cache(cache, torch.arange(len(canvas), device=canvas.device).repeat_interleave(n))
         canvas, n_canvas, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_canvas, n_prompt))
-        generators = _each(generators, n)
-        drafts = None if drafts is None else _each(drafts, n)
+        generators, drafts = _each(generators, n), drafts and _each(drafts, n)
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
     noise = _draw_noise(corruption, canvas, n_canvas, drafts, generators, options)
     noisy, soft = noise.canvas, None
