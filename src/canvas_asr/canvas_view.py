@@ -99,7 +99,7 @@ def view_canvases(
     stays = [None] * len(last.keys) if last.kept is None else last.kept.tolist()
     for row, ids in enumerate(last.canvas.tolist()):
         span = decoder.text_span(ids)
-        texts = decoder.processor.token_texts(ids[span])
+        texts = spelled(decoder, ids[span])
         known = zip(ids[span], texts, confidences[row][span], strict=True)
         kept = stays[row] if last.goes_on[row] else None
         yield CanvasView(
@@ -117,7 +117,12 @@ def _texts(decoder: CanvasDecoder, ids: Sequence[int]) -> tuple[str, ...]:
     vocabulary = decoder.vocabulary
     first = int(bool(decoder.languages))
     last = max((place for place, i in enumerate(ids) if i != vocabulary.eos), default=-1)
-    shown = ids[first : last + 1]
-    is_text = vocabulary.text[shown].tolist()
-    texts = iter(decoder.processor.token_texts([i for i, ok in zip(shown, is_text, strict=True) if ok]))
-    return tuple(next(texts) if ok else "" for ok in is_text)
+    return spelled(decoder, ids[first : last + 1])
+
+
+def spelled(decoder: CanvasDecoder, ids: Sequence[int]) -> tuple[str, ...]:
+    """Say what each place adds to the text; empty for the blank and for ids that are no text."""
+    allowed = decoder.vocabulary.text[list(ids)].tolist()
+    writes = [ok and i != decoder.config.blank_token_id for i, ok in zip(ids, allowed, strict=True)]
+    texts = iter(decoder.processor.token_texts([i for i, ok in zip(ids, writes, strict=True) if ok]))
+    return tuple(next(texts) if ok else "" for ok in writes)

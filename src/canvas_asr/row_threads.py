@@ -69,12 +69,25 @@ class RowThreads:
             with torch.inference_mode() if is_inference else torch.no_grad():
                 return function(item)
 
-        return list(_pool(os.getpid(), torch.get_num_threads()).map(run, items))
+        try:
+            with _making.setdefault(os.getpid(), threading.Lock()):
+                pool = _pool(os.getpid(), torch.get_num_threads())
+            pending = [pool.submit(run, item) for item in items]
+        except RuntimeError:  # no thread can begin: the main thread has ended, or there are too many
+            return [function(item) for item in items]
+        return [one.result() for one in pending]
+
+
+_making: dict[int, threading.Lock] = {}  # by process: a lock that was held at a fork stays held in the child
 
 
 @cache
 def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
-    """Threads that compute alone, for a process and callers with so many threads."""
+    """Threads that compute alone, for a process and callers with so many threads.
+
+    Raises:
+        RuntimeError: If they cannot be started.
+    """
     pool = ThreadPoolExecutor(n_threads, "canvas-asr-rows")
     started = threading.Barrier(n_threads + 1)
     of_new: list[int] = []  # threads: how many they may have, which may be less than the caller has
@@ -85,9 +98,14 @@ def _pool(_process: int, n_threads: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()
 
-    for _ in range(n_threads):
-        pool.submit(start)
-    started.wait()
+    try:
+        for _ in range(n_threads):
+            pool.submit(start)
+        started.wait()
+    except BaseException:
+        started.abort()  # those that have started would wait for the others for ever
+        pool.shutdown(wait=False)
+        raise
     # Set in any thread, this holds for those that begin to compute later.
     restore = threading.Thread(target=torch.set_num_threads, args=of_new[:1])
     restore.start()

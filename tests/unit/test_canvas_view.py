@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from made_up_clips import tones
+from small_models import small_model
 
 from canvas_asr import CanvasView, Transcriber
-from canvas_asr.canvas_view import view_canvases
+from canvas_asr.canvas_view import spelled, view_canvases
+from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.options import DecodingOptions
 from canvas_asr.processing import CanvasASRProcessor
@@ -73,6 +75,15 @@ def test_ids_that_are_no_text_have_none(asr: Transcriber) -> None:
     for passes in views.values():
         for view in passes:
             assert not any("<|" in text or "<pad>" in text for text in view.before)
+
+
+def test_a_blank_on_a_canvas_takes_no_space_from_the_next_word(processor: CanvasASRProcessor) -> None:
+    decoder = CanvasDecoder(small_model(canvas_places="draft"), processor)
+    words, blank = [processor.text_ids(text) for text in ("the", "cat")], decoder.config.blank_token_id
+    for ids in ([*words[0], blank, *words[1]], [blank, *words[0], *words[1], blank]):
+        texts = spelled(decoder, ids)
+        assert [text for i, text in zip(ids, texts, strict=True) if i == blank] == [""] * ids.count(blank)
+        assert "".join(texts) == "the cat"
 
 
 def test_of_canvases_of_several_lengths_each_shows_its_own_places(asr: Transcriber) -> None:

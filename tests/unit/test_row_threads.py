@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from made_up_clips import tones
 
+from canvas_asr import row_threads
 from canvas_asr.backbone import denoise, encode_keys
 from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.modeling import CanvasASRModel
@@ -82,6 +85,33 @@ def test_what_goes_wrong_in_a_share_goes_wrong() -> None:
 
 
 @torch.no_grad()
+def test_threads_that_outlive_the_main_thread_compute_alone() -> None:
+    script = """
+import threading, time
+import torch
+from canvas_asr.row_threads import RowThreads
+def work():
+    threading.main_thread().join()
+    torch.set_num_threads(2)
+    print(RowThreads(is_on=True).each(lambda item: item * 2, [1, 2]))
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "[2, 4]\n"), done.stderr
+
+
+def test_where_no_thread_can_begin_the_caller_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    torch.set_num_threads(4)
+    before = threading.active_count()
+    row_threads._pool.cache_clear()
+    monkeypatch.setattr(row_threads.ThreadPoolExecutor, "submit", refuse)
+    assert RowThreads(is_on=True).each(lambda item: item * 2, [1, 2]) == [2, 4]
+    assert threading.active_count() == before
+
+
 def test_each_pass_has_its_own_signal(decoder: CanvasDecoder) -> None:
     torch.set_num_threads(2)
     backbone = decoder.model.backbone
