@@ -9,6 +9,7 @@ import torch
 from small_models import small_model
 from torch import Tensor
 
+from canvas_asr import decoding
 from canvas_asr.checkpoint import save_checkpoint
 from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.modeling import CanvasASRModel
@@ -57,9 +58,9 @@ def test_decoding_reads_the_expected_embeddings(
 ) -> None:
     mel = torch.randn(1, by_posterior.config.audio_encoder_config.num_mel_bins, 90)
     seen: list[Tensor] = []
-    encode = by_posterior.encode_prefix
+    encode = decoding.encode_keys
     monkeypatch.setattr(
-        by_posterior, "encode_prefix", lambda embeds, positions: seen.append(embeds) or encode(embeds)
+        decoding, "encode_keys", lambda of, embeds, places: seen.append(embeds) or encode(of, embeds, places)
     )
     CanvasDecoder(by_posterior, processor)(mel, torch.tensor([90]), steps=1)
     with torch.no_grad():

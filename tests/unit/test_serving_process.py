@@ -165,7 +165,7 @@ def test_what_finds_speech_is_read_before_the_server_begins(
         if is_missing:
             raise CheckpointError("silero_vad.jit: no such file")
 
-    monkeypatch.setattr("canvas_asr.serving.app.SileroDetector", detector)
+    monkeypatch.setitem(create_app.__globals__, "SileroDetector", detector)
     transcriber = SimpleNamespace(decoder=SimpleNamespace(open=lambda _: None), languages=(), has_draft=True)
     create_app(transcriber, ServerSettings())  # type: ignore[arg-type]
     assert read == [is_missing]
