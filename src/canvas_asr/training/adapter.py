@@ -98,7 +98,11 @@ class AdapterModel(Stage):
                 parameter.requires_grad_(False)
 
     def counts(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Count clips, targets and canvas positions."""
+        """Count clips, targets and canvas positions.
+
+        Those of the transcript's canvas: what a canvas in the places of its draft has is not known before the
+        model runs, so that parts of such a step are weighted by its transcripts.
+        """
         return {"clips": float(len(batch["n_mel"])), **denoising_counts(batch, self.options.objective)}
 
     def likely_cause(self, figures: Mapping[str, float]) -> str:
@@ -197,22 +201,22 @@ class AdapterModel(Stage):
     def _prompt(
         self, prompt_ids: Tensor, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, dict[str, Any], list[list[int]]]:
-        """Prompts (B, P, D), what :func:`denoising_losses` asks of their places, and CTC readings."""
+        """Prompts (B, P, D), keywords of :func:`denoising_losses` on their places, CTC readings if used."""
         labels, expected = self._read_tokens(tokens)
         audio = self.model.embed_audio(tokens, expected)
         prompt = self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id)
         if labels is None:
             return prompt, {}, []
-        readings = merge_labels(labels, n_audio, self.model.config.blank_token_id)
-        wants_drafts = self.options.objective.corruption.draft > 0
-        return (
-            prompt,
-            {
-                "positions": self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id),
-                "drafts": tagged_drafts(readings, self.tags, generators) if wants_drafts else None,
-            },
-            readings,
-        )
+        places: dict[str, Any] = {
+            "positions": self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id)
+        }
+        config, wants_drafts = self.model.config, self.options.objective.corruption.draft > 0
+        readings: list[list[int]] = []
+        if wants_drafts or config.canvas_places == "draft":
+            readings = merge_labels(labels, n_audio, config.blank_token_id)
+        if wants_drafts:
+            places["drafts"] = tagged_drafts(readings, self.tags, generators)
+        return prompt, places, readings
 
     @torch.no_grad()
     def _read_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
