@@ -44,7 +44,7 @@ def client(address: str) -> Iterator[openai.OpenAI]:
     ("param", "value"),
     [
         ("response_format", "xml"),
-        ("response_format", "diarized_json"),
+        ("response_format", "diarized_json"),  # without a --diarizer
         ("temperature", "1.01"),
         ("temperature", "-0.1"),
         ("temperature", "nan"),

@@ -273,6 +273,7 @@ def test_both_losses_reach_the_prompt(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_a_share_outside_its_range_is_refused(share: float) -> None:
-    with pytest.raises(RecipeError, match=rf"self_conditioning is {share}"):
-        ObjectiveOptions(self_conditioning=share)
+@pytest.mark.parametrize("name", ["self_conditioning", "draft_conditioning"])
+def test_a_share_outside_its_range_is_refused(name: str, share: float) -> None:
+    with pytest.raises(RecipeError, match=rf"{name} is {share}"):
+        ObjectiveOptions(**{name: share})  # type: ignore[arg-type]

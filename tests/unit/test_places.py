@@ -13,15 +13,16 @@ from small_models import TINY, small_model
 from torch import Tensor
 
 from canvas_asr.canvas_batch import FinishedCanvas
-from canvas_asr.ctc import greedy_ctc
+from canvas_asr.ctc import greedy_ctc, merged_runs
 from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.errors import RecipeError
 from canvas_asr.manifest import read_manifest
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor
-from canvas_asr.training import adapter
+from canvas_asr.training import adapter, objective
 from canvas_asr.training.adapter import AdapterModel, AdapterOptions
 from canvas_asr.training.adapter_data import AdapterCollator
+from canvas_asr.training.corruption import CorruptionOptions
 from canvas_asr.training.objective import ObjectiveOptions
 from canvas_asr.training.places import canvases_in_places, in_places_of
 from canvas_asr.training.speech_data import SpeechDataset
@@ -104,6 +105,42 @@ def test_it_learns_canvases_as_long_as_the_readings(
         ids = batch["text"][row, : batch["n_text"][row]].tolist()
         assert seen["canvas"][row, 1 : len(reading) + 1].tolist() == in_places_of(reading, ids, BLANK)
     assert torch.equal(seen["targets"], batch["targets"])  # the autoregressive loss keeps the transcript
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_canvases_from_drafts_see_what_ctc_expects_at_each_token(
+    in_places: CanvasASRModel, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    seen: list[Tensor | None] = []
+    denoise = objective.denoise
+
+    def record(*arguments: Any, soft_embeddings: Tensor | None = None, **options: Any) -> Tensor:
+        seen.append(soft_embeddings)
+        return denoise(*arguments, soft_embeddings=soft_embeddings, **options)
+
+    monkeypatch.setattr(objective, "denoise", record)
+    corruption = CorruptionOptions(uniform=0, draft=1)
+    options = options_of(
+        objective=ObjectiveOptions(self_conditioning=0, draft_conditioning=share, corruption=corruption)
+    )
+    AdapterModel(in_places, options, AUDIO, TAGS)(**batch)
+    (soft,) = seen
+    if not share:
+        assert soft is None
+        return
+    assert soft is not None
+    tokens, n_audio = in_places.audio_tokens(batch["mel"], batch["n_mel"])
+    logits = in_places.ctc_logits(tokens)
+    embed = in_places.backbone.get_input_embeddings()
+    for row, n in enumerate(n_audio.tolist()):
+        probabilities = logits[row, :n].softmax(-1)
+        sure, path = probabilities.max(-1)
+        spikes = [max(run, key=sure.tolist().__getitem__) for run in merged_runs(path.tolist(), BLANK)]
+        mean = embed(torch.tensor(TAGS)).mean(0)
+        expected = [mean, *(probabilities[spikes] @ embed(torch.arange(probabilities.shape[1])))]
+        torch.testing.assert_close(soft[row, : len(expected)], torch.stack(expected), atol=1e-5, rtol=1e-5)
+        assert bool((soft[row, len(expected) :] == embed(torch.tensor(1))).all())
 
 
 def test_only_what_reads_the_prompt_learns_without_adapter_and_embeddings(

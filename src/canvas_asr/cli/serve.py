@@ -55,6 +55,12 @@ def add_parser(commands: Any) -> None:
         "--cuda-graphs", action="store_true", help="record the passes on a GPU: faster for few clients"
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--diarizer",
+        metavar="MODULE:FUNCTION",
+        help="who tells speakers apart, for response_format=diarized_json: a callable that is given samples "
+        "and their rate and gives (start, end, speaker) of every turn (docs/speakers.md)",
+    )
 
 
 def _add_access(group: Any) -> None:
@@ -144,12 +150,14 @@ def run(options: argparse.Namespace) -> int:
         import python_multipart  # noqa: F401
         import websockets  # noqa: F401
 
+        from canvas_asr.serving.diarization import load_diarizer
         from canvas_asr.serving.http_server import serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _MODULES:
             raise
         raise CanvasASRError(_NEEDED) from error
     settings = server_settings(options)
+    diarize = None if options.diarizer is None else load_diarizer(options.diarizer)
     listener = _listen(settings.host, settings.port)
     with listener:
         url = _url(settings.host, listener.getsockname()[1])
@@ -167,7 +175,7 @@ def run(options: argparse.Namespace) -> int:
             name = settings.served_names[0]
             complain(f"{name} is served at {url}/v1, with a page at {url}/ (Ctrl-C stops it)")
 
-        serve(transcriber, settings, listener, say_where)
+        serve(transcriber, settings, listener, say_where, diarize=diarize)
     return 0
 
 

@@ -17,6 +17,7 @@ from ..scheduling.scheduler import Scheduler
 from ..vad import SileroDetector
 from . import live, metrics, models, page, transcriptions
 from .auth import KeyGuard
+from .diarization import Diarizer
 from .errors import add_error_handlers
 from .form import Served
 from .limits import UploadLimits
@@ -28,6 +29,7 @@ from .uploads import DecoderPool
 from .work import Admission
 
 if TYPE_CHECKING:
+    from ..speakers import Diarize
     from ..transcriber import Transcriber
 
 DESCRIPTION = """Speech recognition by parallel denoising, behind OpenAI's interface for transcription.
@@ -51,14 +53,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_sync(state.scheduler.close, settings.drain_s)
         await run_sync(state.decoders.close)
         state.starters.shutdown(wait=False, cancel_futures=True)
+        if state.diarizer is not None:
+            state.diarizer.close()
 
 
-def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
+def create_app(
+    transcriber: Transcriber, settings: ServerSettings, *, diarize: Diarize | None = None
+) -> FastAPI:
     """Make the application; its lifespan starts and stops the threads and processes behind it.
 
     Args:
         transcriber: Of the model that is served.
         settings: Of the server.
+        diarize: Tells speakers apart in recordings whose transcript is asked for as ``diarized_json``: see
+            :class:`canvas_asr.speakers.Speakers`. It is called in a thread of its own. None: that format is
+            refused.
 
     Raises:
         OptionError: If the model cannot follow the options of decoding in the settings.
@@ -71,7 +80,7 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         lifespan=_lifespan,
     )
-    _set_state(app, transcriber, settings)
+    _set_state(app, transcriber, settings, diarize)
     for module in (transcriptions, models, metrics, live, page):
         app.include_router(module.router)
     add_error_handlers(app)
@@ -85,7 +94,9 @@ def create_app(transcriber: Transcriber, settings: ServerSettings) -> FastAPI:
     return app
 
 
-def _set_state(app: FastAPI, transcriber: Transcriber, settings: ServerSettings) -> None:
+def _set_state(
+    app: FastAPI, transcriber: Transcriber, settings: ServerSettings, diarize: Diarize | None
+) -> None:
     defaults = settings.decoding()
     transcriber.decoder.open(defaults)  # said now what would else be said to every request
     with suppress(CheckpointError):  # which is told to those whose audio needs it
@@ -93,7 +104,14 @@ def _set_state(app: FastAPI, transcriber: Transcriber, settings: ServerSettings)
     state = app.state
     state.transcriber = transcriber
     state.settings = settings
-    state.served = Served(settings.served_names, transcriber.languages, transcriber.has_draft, defaults)
+    state.served = Served(
+        settings.served_names,
+        transcriber.languages,
+        transcriber.has_draft,
+        defaults,
+        tells_speakers=diarize is not None,
+    )
+    state.diarizer = None if diarize is None else Diarizer(diarize)
     state.started_at = int(time.time())
     state.is_draining = False
     state.scheduler = Scheduler(transcriber, max_batch=settings.max_batch, max_queue=settings.max_queue)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..scheduling.jobs import Event, Failed, Finished, PassShown, Progressed, Se
 from ..transcripts import separator
 from .errors import RequestError, unexpected
 from .form import TranscriptionRequest
-from .responses import logprobs, write_apart
+from .responses import diarized_segments, logprobs, write_apart
 from .work import Work, raise_failure
 
 SEND_S = 10.0  # for the last events, when the time for the work is over
@@ -30,6 +30,8 @@ PING_S = 15.0  # proxies give up connections on which nothing comes
 _PING = ": the transcription goes on\n\n"
 _DONE = "data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would hold the events back
+
+Finish = Callable[[Transcript], Awaitable[Transcript]]
 
 
 class TranscriptEvents:
@@ -79,6 +81,8 @@ class TranscriptEvents:
         if self._asked.canvas:
             fields = {name: value for name, value in transcript.to_dict().items() if name != "file"}
             events.append({"type": "canvas.transcript", **fields})
+        if self._asked.tells_speakers:  # speakers are known once all has been heard
+            events += diarized_segments(transcript)
         # Without usage: OpenAI's schema has it in tokens here, which nobody counts.
         done: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
         if self._asked.logprobs:
@@ -106,17 +110,20 @@ class TranscriptEvents:
 class EventStream(StreamingResponse):
     """The events of a job; whatever ends the reply lets go of the work."""
 
-    def __init__(self, work: Work, writer: TranscriptEvents, first: Event | None, request_id: str) -> None:
+    def __init__(
+        self, work: Work, writer: TranscriptEvents, first: Event | None, finish: Finish, request_id: str
+    ) -> None:
         """Prepare to send.
 
         Args:
             work: Of the job.
             writer: Of its events.
             first: The event that has come already, if one has.
+            finish: Does what is left to do once all is transcribed.
             request_id: For the log.
         """
         self._work = work
-        content = _server_sent(work, writer, first, request_id)
+        content = _server_sent(work, writer, first, finish, request_id)
         super().__init__(content, media_type="text/event-stream", headers=_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,7 +141,7 @@ class EventStream(StreamingResponse):
 
 
 async def _server_sent(
-    work: Work, writer: TranscriptEvents, event: Event | None, request_id: str
+    work: Work, writer: TranscriptEvents, event: Event | None, finish: Finish, request_id: str
 ) -> AsyncIterator[str]:
     try:
         while not isinstance(event, Finished):
@@ -145,7 +152,14 @@ async def _server_sent(
             event = await work.next(PING_S)
             if event is None:
                 yield _PING
-        yield await write_apart(event.transcript, partial(_last, writer, event))
+        finishing = asyncio.ensure_future(finish(event.transcript))
+        try:
+            while not (await asyncio.wait({finishing}, timeout=PING_S))[0]:
+                yield _PING
+        finally:
+            finishing.cancel()
+        end = Finished(finishing.result())
+        yield await write_apart(end.transcript, partial(_last, writer, end))
         yield _DONE
     except RequestError as error:
         yield _event(error.body())

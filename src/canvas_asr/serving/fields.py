@@ -16,13 +16,14 @@ from ..options import MAX_HOTWORD_LENGTH, MAX_HOTWORDS, STARTS
 from .errors import RequestError
 from .settings import MAX_STEPS
 
-RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+DIARIZED = "diarized_json"
+RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt", DIARIZED)
 _SHOWN = 40  # characters of a value that a reply repeats
 CHUNKING = "chunking_strategy"
 _SERVER_VAD = "server_vad"
 _REFUSED_HERE = {
-    "known_speaker_names": "this server does not tell speakers apart",
-    "known_speaker_references": "this server does not tell speakers apart",
+    "known_speaker_names": "this server knows nobody by a sample of the voice",
+    "known_speaker_references": "this server knows nobody by a sample of the voice",
 }
 
 FIELDS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "type": "string",
         "enum": list(RESPONSE_FORMATS),
         "default": "json",
-        "description": "Of the reply; `diarized_json` is not offered, as speakers are not told apart.",
+        "description": "Of the reply; `diarized_json` where the server was started with a `--diarizer`.",
     },
     "temperature": {
         "type": "number",

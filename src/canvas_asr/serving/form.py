@@ -14,9 +14,9 @@ from typing import Any
 from ..errors import OptionError
 from ..options import DecodingOptions
 from .errors import RequestError
-from .fields import CHUNKING, FIELDS, invalid, missing, read_fields, shown
+from .fields import CHUNKING, DIARIZED, FIELDS, invalid, missing, read_fields, shown
 
-STREAMED_FORMATS = ("json", "text")
+STREAMED_FORMATS = ("json", "text", DIARIZED)
 # Options of decoding that the form calls otherwise.
 _FIELD_OF = {
     "hotwords": "keywords",
@@ -47,6 +47,11 @@ class TranscriptionRequest:
     vad: bool | None
     decoding: DecodingOptions
 
+    @property
+    def tells_speakers(self) -> bool:
+        """Whether speakers are told apart."""
+        return self.response_format == DIARIZED
+
 
 @dataclass(frozen=True)
 class Served:
@@ -57,12 +62,14 @@ class Served:
         languages: Codes that it knows; empty: it tells none apart.
         has_draft: Whether it has a CTC draft, which word times need.
         defaults: Options where a request says nothing.
+        tells_speakers: Whether it has somebody who tells speakers apart.
     """
 
     names: tuple[str, ...]
     languages: tuple[str, ...]
     has_draft: bool
     defaults: DecodingOptions
+    tells_speakers: bool = False
 
 
 def read_request(items: Iterable[tuple[str, str]], served: Served) -> TranscriptionRequest:
@@ -83,6 +90,12 @@ def read_request(items: Iterable[tuple[str, str]], served: Served) -> Transcript
         raise invalid(
             "response_format", f"{response_format} cannot be streamed; leave stream out, or give json."
         )
+    if response_format == DIARIZED and not served.tells_speakers:
+        raise invalid(
+            "response_format",
+            f"{DIARIZED} is not offered here: the server was started without a --diarizer, so nobody tells "
+            "speakers apart.",
+        )
     if "timestamp_granularities" in values and response_format != "verbose_json":
         raise invalid("timestamp_granularities", "give response_format=verbose_json with it.")
     if "include" in values and response_format != "json":
@@ -90,8 +103,9 @@ def read_request(items: Iterable[tuple[str, str]], served: Served) -> Transcript
     if values.get("canvas") and not stream:
         raise invalid("canvas", "passes are events; give stream=true with it.")
     times_of = tuple(values.get("timestamp_granularities", ["segment"]))
-    # Cues of subtitles are better where words have times, and the page shows them.
-    likes_words = served.has_draft and (response_format in ("srt", "vtt") or values.get("canvas", False))
+    # Cues are better where words have times, segments are split at them, and the page shows them.
+    uses_words = response_format in ("srt", "vtt", DIARIZED) or values.get("canvas", False)
+    likes_words = served.has_draft and uses_words
     needs_words = response_format == "verbose_json" and "word" in times_of
     return TranscriptionRequest(
         response_format=response_format,

@@ -21,6 +21,7 @@ from .process import one_thread, settled_memory
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
+    from ..speakers import Diarize
     from ..transcriber import Transcriber
 
 MARGIN_S = 2.0  # of the time to drain, or half of it, for the model's present pass and what is left to send
@@ -87,7 +88,12 @@ def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:
 
 
 def serve(
-    transcriber: Transcriber, settings: ServerSettings, listener: socket.socket, on_ready: Callable[[], None]
+    transcriber: Transcriber,
+    settings: ServerSettings,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    *,
+    diarize: Diarize | None = None,
 ) -> None:
     """Serve a model until SIGINT or SIGTERM, and then until the requests in work are answered.
 
@@ -96,13 +102,14 @@ def serve(
         settings: Of the server.
         listener: Bound to the address; it is closed in the end.
         on_ready: Called once the server can be reached.
+        diarize: See :func:`~canvas_asr.serving.app.create_app`.
 
     Raises:
         CanvasASRError: If it could not be started.
         OptionError: If the model cannot follow the options of decoding in the settings.
     """
     with one_thread():
-        server = make_server(create_app(transcriber, settings), on_ready)
+        server = make_server(create_app(transcriber, settings, diarize=diarize), on_ready)
     with settled_memory(), _stopped_quietly():
         server.run([listener])
     if not server.started:  # newer versions of uvicorn end the program themselves, with 3

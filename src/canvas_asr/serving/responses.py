@@ -22,6 +22,7 @@ from .form import TranscriptionRequest
 # A token's confidence may be 0 once rounded, and JSON has no infinity: what OpenAI gives for the unlikeliest.
 LEAST_LOGPROB = -9999.0
 _DIGITS = 3  # of seconds
+NOBODY = "unknown"  # OpenAI's schema asks for a speaker, and some segments lie in nobody's turn
 LONG_S = 300.0  # of audio: what is said in more is not written in the event loop, where all would wait for it
 MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
 
@@ -66,6 +67,8 @@ def transcription_response(transcript: Transcript, asked: TranscriptionRequest) 
             return JSONResponse({**body, "usage": usage(transcript)})
         case "verbose_json":
             return JSONResponse(_verbose(transcript, asked.times_of))
+        case "diarized_json":
+            return JSONResponse(_diarized(transcript))
         case "srt":
             text = to_srt(transcript)
         case "vtt":
@@ -96,6 +99,31 @@ def _verbose(transcript: Transcript, times_of: Sequence[str]) -> dict[str, Any]:
     if transcript.gaps:
         body["gaps"] = [gap.to_dict() for gap in transcript.gaps]
     return {**body, "usage": usage(transcript)}
+
+
+def _diarized(transcript: Transcript) -> dict[str, Any]:
+    return {
+        "task": "transcribe",
+        "duration": round(transcript.audio_s, _DIGITS),
+        "text": transcript.text,
+        "segments": diarized_segments(transcript),
+        "usage": usage(transcript),
+    }
+
+
+def diarized_segments(transcript: Transcript) -> list[dict[str, Any]]:
+    """Give every segment with its speaker, as replies list them and a stream sends them."""
+    return [
+        {
+            "type": "transcript.text.segment",
+            "id": f"seg_{number:03d}",
+            "start": round(segment.start, _DIGITS),
+            "end": round(segment.end, _DIGITS),
+            "text": segment.text,
+            "speaker": segment.speaker or NOBODY,
+        }
+        for number, segment in enumerate(transcript.segments, 1)
+    ]
 
 
 def _segment(number: int, segment: Segment) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from starlette.datastructures import FormData, State, UploadFile
 from starlette.exceptions import HTTPException
 
 from ..errors import CanvasASRError
+from ..result import Transcript
 from ..scheduling.jobs import Failed
 from ..scheduling.scheduler import Busy
 from .auth import DOCUMENTED_KEY
+from .diarization import KeptUpload
 from .errors import RequestError
 from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
@@ -63,19 +65,35 @@ async def create_transcription(request: Request) -> Response:
     """
     state = request.app.state
     work, asked = await _begin(request, state)
+    finish = partial(_finish, state, work, asked)
     try:
         if asked.stream:
             first = await work.next(FIRST_EVENT_S)
             if isinstance(first, Failed):
                 raise_failure(first.error)
             steps = state.transcriber.decoder.resolve(asked.decoding).steps
-            return EventStream(work, TranscriptEvents(asked, steps), first, request.state.request_id)
-        transcript = await work.transcript()
+            return EventStream(work, TranscriptEvents(asked, steps), first, finish, request.state.request_id)
+        transcript = await finish(await work.transcript())
     except BaseException:
         work.release()
         raise
     work.release()
     return await write_apart(transcript, partial(transcription_response, transcript, asked))
+
+
+async def _finish(
+    state: State, work: Work, asked: TranscriptionRequest, transcript: Transcript
+) -> Transcript:
+    """Tell speakers apart, where that was asked for.
+
+    Raises:
+        RequestError: If that takes too long.
+        Exception: Whatever the server's callable for it raises.
+    """
+    upload = work.upload
+    if not asked.tells_speakers or not isinstance(upload, KeptUpload):
+        return transcript
+    return await work.within(state.diarizer.join(transcript, upload))
 
 
 async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionRequest]:
@@ -164,6 +182,8 @@ def _start(state: State, work: Work, asked: TranscriptionRequest, file: BinaryIO
     if not work.is_wanted:  # by now, behind others that were decoded: who waits for its events is told why
         return
     upload = state.decoders.open(file, max_audio_s=state.settings.max_audio_s)
+    if asked.tells_speakers:
+        upload = KeptUpload(upload)
     try:
         job = state.scheduler.submit(
             upload,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -23,7 +23,10 @@ from .uploads import AudioTooLong, DecodersBusy
 
 if TYPE_CHECKING:
     from ..scheduling.scheduler import Job
+    from .diarization import KeptUpload
     from .uploads import DecodedUpload
+
+Done = TypeVar("Done")
 
 MORE_ARRIVING = 64  # bodies on their way, beside as many as there are places: each may be a file on the disk
 FRESH_S = 1.0  # a body that takes longer keeps no place free: who sends slowly shuts nobody out
@@ -116,10 +119,10 @@ class Work:
         self._has_left = False  # the client
         self._watcher = self._loop.create_task(self._watch(receive))
         self._changing = threading.Lock()
-        self._held: tuple[DecodedUpload, Job] | None = None
+        self._held: tuple[DecodedUpload | KeptUpload, Job] | None = None
         self._is_released = False
 
-    def hold(self, upload: DecodedUpload, job: Job) -> None:
+    def hold(self, upload: DecodedUpload | KeptUpload, job: Job) -> None:
         """Take what is to be let go of in the end, in any thread; at once if the end has come."""
         with self._changing:
             if not self._is_released:
@@ -131,6 +134,12 @@ class Work:
         """Take an event, in any thread."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._put, event)
+
+    @property
+    def upload(self) -> DecodedUpload | KeptUpload | None:
+        """What is read; None before it is held and after it was let go of."""
+        held = self._held
+        return held[0] if held else None
 
     @property
     def is_wanted(self) -> bool:
@@ -162,11 +171,7 @@ class Work:
         except asyncio.TimeoutError:
             if limit_s < left_s:  # and no look at the clock, which may be a little behind the timer
                 return None
-            raise RequestError(
-                HTTPStatus.GATEWAY_TIMEOUT,
-                f"The transcription took more than {self._timeout_s:g} s and was given up; send less audio.",
-                code="timeout",
-            ) from None
+            raise self._too_late() from None
         if event is None:
             raise ClientDisconnect
         return event
@@ -185,6 +190,24 @@ class Work:
                     return transcript
                 case Failed(error):
                     raise_failure(error)
+
+    async def within(self, further: Awaitable[Done]) -> Done:
+        """Wait for what is done beside the model, as long as the work may take.
+
+        Raises:
+            RequestError: If it takes too long.
+        """
+        try:
+            return await asyncio.wait_for(further, self.left_s)
+        except asyncio.TimeoutError:
+            raise self._too_late() from None
+
+    def _too_late(self) -> RequestError:
+        return RequestError(
+            HTTPStatus.GATEWAY_TIMEOUT,
+            f"The transcription took more than {self._timeout_s:g} s and was given up; send less audio.",
+            code="timeout",
+        )
 
     def release(self) -> None:
         """Let go of the job's place, the decoder and the client; may be called again."""
@@ -211,7 +234,7 @@ class Work:
         self._put(None)
 
 
-def _let_go(upload: DecodedUpload, job: Job) -> None:
+def _let_go(upload: DecodedUpload | KeptUpload, job: Job) -> None:
     job.cancel()
     upload.close()
 

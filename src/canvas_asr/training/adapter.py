@@ -19,7 +19,6 @@ from transformers import PreTrainedConfig
 
 from canvas_asr.checkpoint import ADAPTER_NAME, adapter_parameters, assemble, load_adapter
 from canvas_asr.configuration import CanvasASRConfig, load_configuration
-from canvas_asr.ctc import merge_labels
 from canvas_asr.decoding import CanvasDecoder
 from canvas_asr.errors import CheckpointError, RecipeError
 from canvas_asr.hub import model_folder
@@ -35,11 +34,13 @@ from .losses import ctc_loss, states_per_chunk
 from .objective import denoising_counts, denoising_losses
 from .outcome import leave_checkpoint
 from .places import canvases_in_places
+from .readings import read_tokens, tagged_signals
 from .recipe import Recipe, from_mapping
 from .speech_data import SpeechDataset
 from .stage import Part, Stage, row_generators, share_of
 from .trainer import StageTrainer
 
+RELEASED = ("frames", "projector", "transcript")  # positions, embeddings, places: no reading enters them
 DRAFT_READS = 0.7  # error rate of a draft that has begun to follow the audio
 # What the meaning of an adapter's tensors depends on, beside their shapes.
 GEOMETRY = (
@@ -202,41 +203,28 @@ class AdapterModel(Stage):
         self, prompt_ids: Tensor, tokens: Tensor, n_audio: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, dict[str, Any], list[list[int]]]:
         """Prompts (B, P, D), keywords of :func:`denoising_losses` on their places, CTC readings if used."""
-        labels, expected = self._read_tokens(tokens)
+        config, objective = self.model.config, self.options.objective
+        wants_drafts = objective.corruption.draft > 0
+        wants_signals = wants_drafts and objective.draft_conditioning > 0
+        released = (config.audio_positions, config.audio_embeddings, config.canvas_places) == RELEASED
+        if released and not wants_drafts:
+            audio = self.model.embed_audio(tokens, None)
+            return self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id), {}, []
+        heard = read_tokens(self.model, tokens, n_audio, signals=wants_signals)
+        expected = heard.expected if config.audio_embeddings == "posterior" else None
         audio = self.model.embed_audio(tokens, expected)
         prompt = self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id)
-        if labels is None:
-            return prompt, {}, []
         places: dict[str, Any] = {
-            "positions": self.model.prompt_positions(prompt_ids, labels, n_audio, self.audio_id)
+            "positions": self.model.prompt_positions(prompt_ids, heard.labels, n_audio, self.audio_id)
         }
-        config, wants_drafts = self.model.config, self.options.objective.corruption.draft > 0
         readings: list[list[int]] = []
         if wants_drafts or config.canvas_places == "draft":
-            readings = merge_labels(labels, n_audio, config.blank_token_id)
+            readings = heard.drafts()
         if wants_drafts:
             places["drafts"] = tagged_drafts(readings, self.tags, generators)
+        if wants_signals:
+            places["draft_signals"] = tagged_signals(self.model.backbone, heard.signals(), self.tags)
         return prompt, places, readings
-
-    @torch.no_grad()
-    def _read_tokens(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Likeliest CTC labels (B, A) and expected embeddings (B, A, D) of audio tokens, where asked for.
-
-        No gradient goes through them: CTC trains what they say.
-        """
-        config = self.model.config
-        released = ("frames", "projector", "transcript")
-        uses = (config.audio_positions, config.audio_embeddings, config.canvas_places)
-        if uses == released and not self.options.objective.corruption.draft:
-            return None, None
-        labels, expected = [], []
-        # A few clips at a time: logits of a whole batch would fill a GPU.
-        for some in torch.split(tokens, max(1, states_per_chunk(config.vocab_size) // tokens.shape[1])):
-            logits = self.model.ctc_logits(some)
-            labels.append(logits.argmax(-1))
-            expected.append(self.model.expected_embeddings(logits))
-        found = [part for part in expected if part is not None]
-        return torch.cat(labels), torch.cat(found) if found else None
 
 
 def judge(decoder: CanvasDecoder, dataset: SpeechDataset) -> Judgement:

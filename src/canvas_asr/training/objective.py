@@ -38,6 +38,8 @@ class ObjectiveOptions:
         autoregressive_weight: Of the encoder-side autoregressive loss.
         tail_weight: Of canvas positions after the first end token, within the diffusion loss.
         self_conditioning: Share of clips whose decoder sees its own earlier prediction.
+        draft_conditioning: Share of canvases from drafts whose decoder sees what the CTC tap expects in each
+            place in its stead, as decoding with ``self_conditioning="posterior"`` shows it.
         n_canvases: Canvases of each clip, at noise levels from as many equal parts of the range; they share
             the clip's prefix, so that they cost less than as many clips.
         corruption: Mixture of the noising process.
@@ -47,13 +49,15 @@ class ObjectiveOptions:
     autoregressive_weight: float = 1.0
     tail_weight: float = 0.1
     self_conditioning: float = 0.5
+    draft_conditioning: float = 0.0
     n_canvases: int = 1
     corruption: CorruptionOptions = field(default_factory=CorruptionOptions)
 
     def __post_init__(self) -> None:
         """Refuse shares outside [0, 1] and clips without a canvas."""
-        if not 0 <= self.self_conditioning <= 1:
-            raise RecipeError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+        for name in ("self_conditioning", "draft_conditioning"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise RecipeError(f"{name} is {share}; give a share from 0 to 1.")
         if self.n_canvases < 1:
             raise RecipeError(f"n_canvases is {self.n_canvases}; give at least 1.")
 
@@ -97,6 +101,7 @@ def denoising_losses(
     *,
     n_canvas: Tensor | None = None,
     drafts: Sequence[Sequence[int]] | None = None,
+    draft_signals: Sequence[Tensor] | None = None,
     positions: Tensor | None = None,
     canvas_start: int | None = None,
     part: Part | None = None,
@@ -114,6 +119,8 @@ def denoising_losses(
         options: Weights.
         n_canvas: Canvas places up to and with the first end token, (B,) int64; None: as many as targets.
         drafts: Canvas-ready draft ids of each clip, where there are any.
+        draft_signals: What CTC expects at each id of a draft, (S, D) each; None: no canvas is conditioned on
+            it.
         positions: Of the prompts' places, (B, P) float32; None: 0, 1, 2, ...
         canvas_start: Position of the first canvas token; None: behind the prompt.
         part: What the batch is of its step; None: all.
@@ -136,12 +143,15 @@ def denoising_losses(
         cache = select_cache(cache, torch.arange(len(canvas), device=canvas.device).repeat_interleave(n))
         canvas, n_canvas, n_prompt = (x.repeat_interleave(n, dim=0) for x in (canvas, n_canvas, n_prompt))
         generators, drafts = _each(generators, n), drafts and _each(drafts, n)
+        draft_signals = draft_signals and _each(draft_signals, n)
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
     noise = _draw_noise(corruption, canvas, n_canvas, drafts, generators, options)
     noisy, soft = noise.canvas, None
     if bool((noise.own | noise.conditioned).any()):
         predicted, soft = _earlier_pass(backbone, noise, cache, n_prompt, canvas_start)
         noisy = noise.renoised(corruption, predicted)
+    if draft_signals is not None:
+        soft = _with_drafts(backbone, noise, soft, draft_signals)
     hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
     outputs.update(_read_canvas(backbone, hidden, canvas, n_canvas, noise, options, part))
     outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
@@ -164,6 +174,7 @@ class _Noise:
         uniform: Rows whose canvas has uniform noise of level t and nothing else, (B,) bool.
         own: Rows whose canvas starts from the model's own prediction, (B,) bool.
         conditioned: Rows whose decoder sees its earlier prediction, (B,) bool.
+        heard: Rows whose decoder sees what CTC expects, (B,) bool.
     """
 
     generators: Sequence[torch.Generator]
@@ -172,6 +183,7 @@ class _Noise:
     uniform: Tensor
     own: Tensor
     conditioned: Tensor
+    heard: Tensor
 
     def renoised(self, corruption: Corruption, predicted: Tensor) -> Tensor:
         """Put predictions (B, C), with uniform noise of a level below t, on the canvases that start so."""
@@ -239,10 +251,13 @@ def _draw_noise(
         own_draft = None if drafts is None else drafts[this]
         noisy = corruption(canvas[this], n_targets[this], level, kind, own_draft, generator)
         seen = torch.rand(1, generator=generator) < options.self_conditioning
-        columns.append((noisy, level, kind, seen))
-    noisy, levels, kinds, conditioned = (torch.cat(column) for column in zip(*columns, strict=True))
+        heard = torch.zeros(1, dtype=torch.bool)
+        if options.draft_conditioning and int(kind) == KINDS.index("draft"):
+            heard = torch.rand(1, generator=generator) < options.draft_conditioning
+        columns.append((noisy, level, kind, seen & ~heard, heard))
+    noisy, levels, kinds, conditioned, heard = (torch.cat(column) for column in zip(*columns, strict=True))
     uniform, own = (kinds == KINDS.index(name) for name in ("uniform", "predictions"))
-    return _Noise(generators, noisy.to(device), levels, uniform, own, conditioned)
+    return _Noise(generators, noisy.to(device), levels, uniform, own, conditioned, heard)
 
 
 def _read_transcript(
@@ -306,6 +321,24 @@ def _earlier_pass(
     predicted = noisy.clone()
     predicted[rows] = guess
     return predicted, soft
+
+
+@torch.no_grad()
+def _with_drafts(
+    backbone: DiffusionGemmaForBlockDiffusion, noise: _Noise, soft: Tensor | None, signals: Sequence[Tensor]
+) -> Tensor | None:
+    """Lay what CTC expects on the canvases that see it, end tokens behind it, beside ``soft`` (B, C, D)."""
+    rows = torch.nonzero(noise.heard)[:, 0].tolist()
+    if not rows:
+        return soft
+    length = noise.canvas.shape[1]
+    eos = backbone.get_input_embeddings()(torch.tensor(_eos(backbone), device=noise.canvas.device))
+    laid = eos.new_zeros(len(noise.canvas), length, eos.shape[-1]) if soft is None else soft.clone()
+    for row in rows:
+        signal = signals[row][:length]
+        laid[row, : len(signal)] = signal
+        laid[row, len(signal) :] = eos
+    return laid
 
 
 def _guess(backbone: DiffusionGemmaForBlockDiffusion, hidden: Tensor) -> tuple[Tensor, Tensor]:
