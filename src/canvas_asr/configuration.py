@@ -15,7 +15,7 @@ import transformers
 from .errors import CheckpointError, OptionError
 from .hub import CONFIG_NAME, MODEL_TYPE, UNREADABLE, cannot_load
 from .languages import LANGUAGES
-from .options import RELEASED_INIT, DecodingOptions
+from .options import RELEASED_INIT, SELF_CONDITIONING, DecodingOptions
 from .projector_layers import describe_layers, parse_layers, stride_of, width_of
 
 try:
@@ -110,6 +110,9 @@ class CanvasASRConfig(PreTrainedConfig):
         decoding_init: What canvases start from where a call says neither that nor how many passes they take:
             ``init`` of :class:`~canvas_asr.options.DecodingOptions`. None: ``noise``.
         decoding_steps: Most passes then, ``steps`` there. None: as usual for the start, 8 from noise.
+        decoding_self_conditioning: What the first pass from a draft is shown where a call does not say,
+            ``self_conditioning`` there: ``posterior`` where the backbone was trained with it
+            (``objective.draft_conditioning`` of its recipe).
     """
 
     model_type = MODEL_TYPE
@@ -148,6 +151,7 @@ class CanvasASRConfig(PreTrainedConfig):
     max_canvas_length: int = 256
     decoding_init: str | None = None
     decoding_steps: int | None = None
+    decoding_self_conditioning: str = "none"
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields and check all.
@@ -201,7 +205,9 @@ class CanvasASRConfig(PreTrainedConfig):
     @property
     def decoding(self) -> DecodingOptions:
         """How clips are decoded where a call gives no options."""
-        return DecodingOptions().resolved(self.decoding_init, self.decoding_steps)
+        return DecodingOptions().resolved(
+            self.decoding_init, self.decoding_steps, self.decoding_self_conditioning
+        )
 
     def _check(self) -> None:
         """Raise ValueError, naming the key, for values that no model can be built from."""
@@ -213,6 +219,7 @@ class CanvasASRConfig(PreTrainedConfig):
             ("audio_positions", self.audio_positions, AUDIO_POSITIONS),
             ("audio_embeddings", self.audio_embeddings, AUDIO_EMBEDDINGS),
             ("canvas_places", self.canvas_places, CANVAS_PLACES),
+            ("decoding_self_conditioning", self.decoding_self_conditioning, SELF_CONDITIONING),
         )
         for key, value, allowed in choices:
             if value not in allowed:

@@ -206,12 +206,14 @@ class CanvasDecoder:
         return read_rows(self.threads, *args, **options)
 
     def resolve(self, options: DecodingOptions) -> DecodingOptions:
-        """Fill in what the checkpoint says of start and passes, where options leave both open.
+        """Fill in start, passes and self-conditioning as the checkpoint says, where options leave them open.
 
         Raises:
             OptionError: If the other options do not go with that start.
         """
-        return options.resolved(self.config.decoding_init, self.config.decoding_steps)
+        return options.resolved(
+            self.config.decoding_init, self.config.decoding_steps, self.config.decoding_self_conditioning
+        )
 
     def open(self, options: DecodingOptions) -> ClipBatch:
         """Give an empty batch that decodes as the options say, :meth:`resolve` first.

@@ -79,7 +79,8 @@ class DecodingOptions:
             the model's default.
         seed: Of the noise.
         self_conditioning: Soft embeddings that the first pass is given, laid like the draft. ``none``.
-            ``draft``: the draft tokens' own. ``posterior``: those expected under the CTC posteriors.
+            ``draft``: the draft tokens' own. ``posterior``: those expected under the CTC posteriors. None:
+            from noise none, from the draft as the checkpoint says, ``decoding_self_conditioning``.
         draft_threshold: Draft tokens of a lower CTC posterior are replaced by noise; None keeps all.
         acceptance: Which predictions stay for the next pass while the rest is re-randomised. ``confidence``:
             the most confident, a share that grows with every pass (the released system's). ``entropy-bound``:
@@ -111,7 +112,7 @@ class DecodingOptions:
     init: str | None = None
     canvas: int | str | None = None
     seed: int = 0
-    self_conditioning: str = "none"
+    self_conditioning: str | None = None
     draft_threshold: float | None = None
     acceptance: str = "confidence"
     entropy_bound: float = 0.1
@@ -140,7 +141,8 @@ class DecodingOptions:
             ("risk", RISKS),
         ):
             value = getattr(self, name)
-            if value not in allowed and not (name == "init" and value is None):
+            is_open = value is None and name in ("init", "self_conditioning")
+            if value not in allowed and not is_open:
                 raise OptionError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
         self._check_whole_numbers()
         for name in ("draft_threshold", "accept_threshold", "gate"):
@@ -194,19 +196,27 @@ class DecodingOptions:
         """Whether an option is given that changes nothing in one pass from the draft."""
         return self.acceptance != ACCEPTANCES[0] or self.stop_entropy is not None or self.candidates != 1
 
-    def resolved(self, init: str | None = None, steps: int | None = None) -> DecodingOptions:
-        """Fill in start and passes where they are not given.
+    def resolved(
+        self, init: str | None = None, steps: int | None = None, self_conditioning: str = "none"
+    ) -> DecodingOptions:
+        """Fill in start, passes and self-conditioning where they are not given.
 
         Args:
             init: Of the checkpoint; None without ``steps``: as in the released system.
             steps: Of the checkpoint; None: as usual for that start.
+            self_conditioning: Of the checkpoint, from the draft.
 
         Raises:
             OptionError: If they are impossible, or the other options do not go with that start.
         """
-        if self.init is not None:
-            return self
-        return replace(self, init=RELEASED_INIT if init is None and steps is None else init, steps=steps)
+        chosen = self
+        if self.init is None:
+            own = RELEASED_INIT if init is None and steps is None else init
+            chosen = replace(self, init=own, steps=steps)
+        if chosen.self_conditioning is None:
+            shown = "none" if chosen.init == RELEASED_INIT else self_conditioning
+            chosen = replace(chosen, self_conditioning=shown)
+        return chosen
 
     @property
     def draft_alone(self) -> bool:
@@ -227,7 +237,7 @@ class DecodingOptions:
         for name, value, off in (
             ("init", self.init, ("noise", None)),
             ("canvas", self.canvas if self.canvas == AUTO else None, (None,)),
-            ("self_conditioning", self.self_conditioning, ("none",)),
+            ("self_conditioning", self.self_conditioning, ("none", None)),
             ("fusion", self.fusion, (0,)),
             ("gate", self.gate, (None,)),
             ("word_timestamps", self.word_timestamps, (False,)),

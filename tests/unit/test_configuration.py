@@ -37,6 +37,7 @@ def test_saved_and_read_again_every_field_is_the_same(tmp_path: Path) -> None:
         max_canvas_length=50,
         decoding_init="draft",
         decoding_steps=2,
+        decoding_self_conditioning="posterior",
     )
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "canvas_asr"
@@ -62,6 +63,7 @@ def test_saved_and_read_again_every_field_is_the_same(tmp_path: Path) -> None:
         ("decoding_init", "mask"),
         ("decoding_steps", 0),
         ("decoding_steps", "two"),
+        ("decoding_self_conditioning", "mask"),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(field: str, value: object) -> None:
@@ -89,5 +91,7 @@ def test_a_call_that_says_nothing_is_decoded_as_the_checkpoint_says() -> None:
     assert defaults(decoding_steps=16) == ("noise", 16)
     assert defaults(decoding_init="draft") == ("draft", 1)
     assert defaults(decoding_init="draft", decoding_steps=0) == ("draft", 0)
+    posterior = small_config(decoding_self_conditioning="posterior", decoding_init="draft")
+    assert posterior.decoding.self_conditioning == "posterior"
     with pytest.raises(ValueError, match=r"^decoding_init is 'draft', but has_draft is False"):
         small_config(decoding_init="draft", has_draft=False)

@@ -96,8 +96,8 @@ def test_start_and_passes_are_told_in_words(options: dict, words: str) -> None:
 
 
 def test_half_of_a_default_is_completed_like_half_of_a_call() -> None:
-    assert DecodingOptions().resolved(steps=4) == DecodingOptions(steps=4)
-    assert DecodingOptions().resolved("draft") == DecodingOptions(init="draft", steps=1)
+    assert DecodingOptions().resolved(steps=4) == DecodingOptions(steps=4).resolved()
+    assert DecodingOptions().resolved("draft") == DecodingOptions(init="draft", steps=1).resolved()
 
 
 def test_an_option_that_does_not_go_with_the_checkpoints_start_is_an_error() -> None:
@@ -111,6 +111,22 @@ def test_hotwords_are_kept_without_the_spaces_around_them() -> None:
     options = DecodingOptions(hotwords=[" Kent ", "Tim\n Kan"])
     assert options.hotwords == ("Kent", "Tim Kan")
     assert hash(options) == hash(DecodingOptions(hotwords=("Kent", "Tim Kan")))
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, "none"),
+        ({"steps": 4}, "none"),
+        ({"init": "draft"}, "posterior"),
+        ({"init": "draft-slots"}, "posterior"),
+        ({"init": "draft", "self_conditioning": "none"}, "none"),
+        ({"init": "noise", "self_conditioning": "draft"}, "draft"),
+    ],
+)
+def test_a_first_pass_from_the_draft_is_shown_what_the_checkpoint_says(options: dict, shown: str) -> None:
+    assert DecodingOptions(**options).resolved("noise", 8, "posterior").self_conditioning == shown
+    assert DecodingOptions(**options).resolved("draft", 2).self_conditioning in ("none", "draft")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -279,6 +279,10 @@ def test_every_interface_decodes_as_the_checkpoint_says_unless_told(processor: C
     assert processor.text(ids[0].tolist()) == by_itself.text
     recognise = CanvasASRPipeline(model=model, processor=processor, device="cpu")
     assert recognise(clip)["text"] == by_itself.text
+    shown = Transcriber(small_model(decoding_self_conditioning="posterior"), processor)
+    conditioned = asr.transcribe(clip, init="draft", self_conditioning="posterior")
+    assert shown.transcribe(clip, init="draft").tokens == conditioned.tokens
+    assert conditioned.tokens != asr.transcribe(clip, init="draft").tokens
     # A number of passes alone is the released system's sampler, as in its authors' interface.
     assert asr.transcribe(clip, steps=2).tokens == noise.tokens
     alike = inference.transcribe(
