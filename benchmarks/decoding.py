@@ -42,8 +42,8 @@ class Plan:
         strategies: Settings by what is new in them.
         slow: Settings that are read on the fewest clips.
         stock_steps: Steps of stock ``generate`` on our canvas.
-        few: Clips of each language for slow settings and stock ``generate``.
-        some: Clips of each language for strategies and autoregressive decoding.
+        few: Clips of each language for slow settings.
+        some: Clips of each language for strategies, autoregressive decoding and stock ``generate``.
         limit: Clips of each language for passes from noise and from the draft; None: all.
         batches: Clips at once, of the parts.
         canvases: Canvas lengths, of the parts, up to the model's longest; its default is always among them.
@@ -60,6 +60,7 @@ class Plan:
     strategies: tuple[tuple[str, str], ...] = (
         ("free slots", "init=draft-slots,steps=1"),
         ("soft self-conditioning", f"{ONE_PASS},self_conditioning=posterior"),
+        ("no soft self-conditioning", f"{ONE_PASS},self_conditioning=none"),
         ("unsure draft tokens as noise", f"{ONE_PASS},draft_threshold=0.5"),
         ("canvas from the draft", f"{ONE_PASS},canvas=auto"),
         ("fusion with CTC", f"{ONE_PASS},fusion=0.3"),
@@ -125,7 +126,7 @@ def accuracy(options: argparse.Namespace, plan: Plan, asr: Any) -> dict[str, Any
         Job(model, tuple(dict.fromkeys(("draft", *curve, ours))), plan.limit),
         Job(model, _texts(plan.strategies), plan.some),
         Job(AUTOREGRESSIVE.format(model), ("default",), plan.some),
-        Job(STOCK.format(model), (*steps, "default"), plan.few),
+        Job(STOCK.format(model), (*steps, "default"), plan.some),
         Job(model, _texts(plan.slow), plan.few),
     )
     sets, _ = read_sets(options.testsets, options.sets, options.set)

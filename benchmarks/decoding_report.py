@@ -91,12 +91,12 @@ def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
         }
         apart = _figure(content, name, setting)["against_ours"]
         # Of stock generate alone the aim asks for equal accuracy too.
-        good = key == "autoregressive" or apart["difference"] >= 0
+        good = key == "autoregressive" or _is_as_good(apart)
         for n, ratio in ratios.items():
             yield (
                 f"{ours}: times as fast as {name}, {setting}, batch {n}",
                 f"≥ {AIMS[key]:g}{'' if key == 'autoregressive' else ' at equal or better accuracy'}",
-                f"{ratio:.2f}; its rate differs by {_points(apart['difference'])}",
+                f"{ratio:.2f}; its rate differs by {_apart(apart)} points, {apart['n_clips']} clips",
                 ratio >= AIMS[key] and good,
             )
     first, *_, last = whole
@@ -107,6 +107,11 @@ def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
     ratio = _floor_ratio(content)
     batch = content["speed"]["floor"]["batch"]
     yield f"a pass by its floor, batch {batch}", "≤ 1.5", f"{ratio:.2f}", ratio <= AIMS["floor"]
+
+
+def _is_as_good(apart: Record) -> bool:
+    """Whether ours is at least as good as what differs so from it, "as good" meaning what it means of noise."""
+    return bool(apart["difference"] >= 0 or -apart["low"] <= AIMS["noise_bound"])
 
 
 def _floor_ratio(content: Record) -> float:

@@ -64,7 +64,8 @@ def test_the_small_run_measures_everything_and_goes_on(
     asked = {(f["model"], f["setting"]): f for f in content["accuracy"]["figures"]}
     assert len(asked) == 5 + 1 + 3 + 1
     assert asked["mine", "draft"]["n_clips"] == asked["autoregressive:mine", "default"]["n_clips"] == 3
-    assert asked["stock-generate:mine", "steps=2,canvas=16"]["n_clips"] == 2  # one of each language
+    assert asked["stock-generate:mine", "steps=2,canvas=16"]["n_clips"] == 3
+    assert asked["mine", "init=noise,steps=1,candidates=2"]["n_clips"] == 2  # one of each language
     assert asked["mine", "init=noise,steps=2"]["mean_passes"] == 2
     assert asked["mine", "draft"]["against_draft"]["difference"] == 0
     assert content["stock"] in ("steps=1,canvas=16", "steps=2,canvas=16")
@@ -101,6 +102,17 @@ def test_the_aims_of_accuracy_are_judged_by_words(modules: dict[str, ModuleType]
     assert [reached for *_, reached in found] == [True, True, True]  # of all languages together none is
     assert found[1][2] == "1.10 (all languages 1.50)"
     assert found[2][2].startswith("4.0 % (difference -2.00")
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "is_as_good"),
+    [(0.0, -0.02, True), (0.01, -0.01, True), (-0.003, -0.005, True), (-0.003, -0.006, False)],
+)
+def test_as_good_is_no_worse_or_by_less_than_the_bound(
+    modules: dict[str, ModuleType], difference: float, low: float, is_as_good: bool
+) -> None:
+    apart = {"difference": difference, "low": low}  # of the other, less ours
+    assert modules["decoding_report"]._is_as_good(apart) is is_as_good
 
 
 def test_without_references_nothing_is_chosen(modules: dict[str, ModuleType]) -> None:
