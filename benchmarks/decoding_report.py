@@ -110,7 +110,7 @@ def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
 
 
 def _is_as_good(apart: Record) -> bool:
-    """Whether ours is at least as good as what differs so from it, "as good" meaning what it means of noise."""
+    """Whether ours is at least as good as what differs so from it; the bound is that of noise."""
     return bool(apart["difference"] >= 0 or -apart["low"] <= AIMS["noise_bound"])
 
 
