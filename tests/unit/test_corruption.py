@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from canvas_asr.errors import RecipeError
-from canvas_asr.training.corruption import KINDS, Corruption, CorruptionOptions, lay_out
+from canvas_asr.training.corruption import KINDS, Corruption, CorruptionOptions, forget_unsure, lay_out
 
 V, EOS = 1000, 1
 UNIFORM, DRAFT, PREDICTIONS, EDITS = range(4)
@@ -141,6 +141,32 @@ def test_a_draft_longer_than_the_canvas_is_cut() -> None:
 
 
 # Edits
+
+
+@pytest.mark.parametrize("mask", [None, 999])
+def test_unsure_tokens_of_a_draft_are_noise_up_to_a_threshold_of_each_clip(mask: int | None) -> None:
+    options = CorruptionOptions(draft=1, max_draft_threshold=0.5, mask_id=mask)
+    sure = [0.05 * k for k in range(20)]
+    n_clips = 400
+    found = forget_unsure(
+        [ROW] * n_clips, [sure] * n_clips, options, V, [generator(k) for k in range(n_clips)]
+    )
+    kept = torch.tensor(found) == torch.tensor(ROW)
+    n_lost = (~kept).sum(dim=1)
+    assert bool(kept[:, 10:].all())  # at 0.5 and above
+    for clip, n in enumerate(n_lost.tolist()):
+        assert bool((~kept[clip, :n]).all())  # the least sure ones
+    assert 4.5 < float(n_lost.float().mean()) < 6.0  # from 0 to 10, each threshold as often
+    lost = torch.tensor(found)[~kept]
+    assert set(lost.tolist()) == {999} if mask else len(set(lost.tolist())) > 500
+    never = CorruptionOptions(draft=1)
+    assert forget_unsure([ROW], [sure], never, V, [generator()]) == [ROW]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5])
+def test_a_threshold_that_is_no_posterior_is_refused(threshold: float) -> None:
+    with pytest.raises(RecipeError, match=f"max_draft_threshold is {threshold}"):
+        CorruptionOptions(max_draft_threshold=threshold)
 
 
 def test_edits_delete_substitute_and_insert_a_third_each() -> None:

@@ -143,6 +143,30 @@ def test_canvases_from_drafts_see_what_ctc_expects_at_each_token(
         assert bool((soft[row, len(expected) :] == embed(torch.tensor(1))).all())
 
 
+@torch.no_grad()
+def test_drafts_lose_what_ctc_is_unsure_of(
+    in_places: CanvasASRModel, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(*_: Any, **options: Any) -> dict[str, Tensor]:
+        seen.update(options)
+        return {"loss": torch.zeros(())}
+
+    monkeypatch.setattr(adapter, "denoising_losses", record)
+    corruption = CorruptionOptions(uniform=0, draft=1, max_draft_threshold=1.0)
+    AdapterModel(in_places, options_of(objective=ObjectiveOptions(corruption=corruption)), AUDIO, TAGS)(
+        **batch
+    )
+    tokens, n_audio = in_places.audio_tokens(batch["mel"], batch["n_mel"])
+    readings = greedy_ctc(in_places.ctc_logits(tokens), n_audio, BLANK)
+    drafts = [draft[1:] for draft in seen["drafts"]]
+    assert list(map(len, drafts)) == list(map(len, readings))
+    assert drafts != readings  # no random model is sure
+    # What is learnt stands in the places of the whole reading.
+    assert seen["n_canvas"].tolist() == [len(reading) + 2 for reading in readings]
+
+
 def test_only_what_reads_the_prompt_learns_without_adapter_and_embeddings(
     batch: dict[str, Tensor],
 ) -> None:

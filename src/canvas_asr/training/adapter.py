@@ -28,7 +28,7 @@ from canvas_asr.processing import CanvasASRProcessor, pad_mels
 from .adapter_data import AdapterCollator, Sources, read_data
 from .adapter_options import AdapterOptions
 from .checkpoints import load_trainable_state
-from .corruption import tagged_drafts
+from .corruption import forget_unsure, tagged_drafts
 from .judging import Judgement, error_rates, listening, transcripts_of
 from .losses import ctc_loss, states_per_chunk
 from .objective import denoising_counts, denoising_losses
@@ -206,11 +206,12 @@ class AdapterModel(Stage):
         config, objective = self.model.config, self.options.objective
         wants_drafts = objective.corruption.draft > 0
         wants_signals = wants_drafts and objective.draft_conditioning > 0
+        forgets = wants_drafts and objective.corruption.max_draft_threshold > 0
         released = (config.audio_positions, config.audio_embeddings, config.canvas_places) == RELEASED
         if released and not wants_drafts:
             audio = self.model.embed_audio(tokens, None)
             return self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id), {}, []
-        heard = read_tokens(self.model, tokens, n_audio, signals=wants_signals)
+        heard = read_tokens(self.model, tokens, n_audio, signals=wants_signals or forgets)
         expected = heard.expected if config.audio_embeddings == "posterior" else None
         audio = self.model.embed_audio(tokens, expected)
         prompt = self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id)
@@ -221,7 +222,11 @@ class AdapterModel(Stage):
         if wants_drafts or config.canvas_places == "draft":
             readings = heard.drafts()
         if wants_drafts:
-            places["drafts"] = tagged_drafts(readings, self.tags, generators)
+            laid = readings
+            if forgets:
+                options, vocab_size = objective.corruption, config.vocab_size
+                laid = forget_unsure(readings, heard.confidences(), options, vocab_size, generators)
+            places["drafts"] = tagged_drafts(laid, self.tags, generators)
         if wants_signals:
             places["draft_signals"] = tagged_signals(self.model.backbone, heard.signals(), self.tags)
         return prompt, places, readings

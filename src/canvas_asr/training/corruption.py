@@ -28,6 +28,8 @@ class CorruptionOptions:
         edits: Clean text with insertions, deletions and substitutions.
         max_edit_rate: Most edits per token for ``edits``; each clip draws its rate.
         max_renoise: Largest fraction of noise put on a draft or edited canvas.
+        max_draft_threshold: Tokens of a draft whose CTC posterior is below a threshold, which each clip draws
+            from 0 to this, are replaced by noise, as decoding does with ``draft_threshold``.
         mask_id: What noise is. None: uniformly random ids, as the backbone and the released system were
             trained with. An id: this one everywhere, the absorbing masks of LLaDA and Whisfusion
             (arXiv 2508.07048), to compare with; ``mask_token_id`` of the model's configuration must be it.
@@ -39,6 +41,7 @@ class CorruptionOptions:
     edits: float = 0.0
     max_edit_rate: float = 0.4
     max_renoise: float = 0.3
+    max_draft_threshold: float = 0.0
     mask_id: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +49,10 @@ class CorruptionOptions:
         weights = [getattr(self, kind) for kind in KINDS]
         if min(weights) < 0 or sum(weights) <= 0:
             raise RecipeError(f"corruption weights are {weights}; give at least one above 0, none below.")
+        if not 0 <= self.max_draft_threshold <= 1:
+            raise RecipeError(
+                f"corruption max_draft_threshold is {self.max_draft_threshold}; give a posterior from 0 to 1."
+            )
         if self.mask_id is not None and self.mask_id < 0:
             raise RecipeError(f"corruption mask_id is {self.mask_id}; give a reserved id of the tokenizer.")
 
@@ -165,6 +172,34 @@ class Corruption:
             clean = bool(torch.rand((), generator=generator) < 0.5)
             noise[row] = 0.0 if clean else self.options.max_renoise * float(levels[row])
         return self.uniform(base, noise, generator).to(device)
+
+
+def forget_unsure(
+    drafts: Sequence[Sequence[int]],
+    confidences: Sequence[Sequence[float]],
+    options: CorruptionOptions,
+    vocab_size: int,
+    generators: Sequence[torch.Generator],
+) -> list[list[int]]:
+    """Replace tokens of drafts that CTC is unsure of by noise, up to a threshold drawn for each.
+
+    Args:
+        drafts: Token ids as CTC reads them.
+        confidences: CTC posterior of each token.
+        options: The largest threshold; what noise is.
+        vocab_size: Random ids are drawn from all V ids.
+        generators: Source of randomness of each draft.
+    """
+    found = []
+    for ids, sure, generator in zip(drafts, confidences, generators, strict=True):
+        threshold = options.max_draft_threshold * float(torch.rand((), generator=generator))
+        noise = torch.randint(vocab_size, (len(ids),), generator=generator).tolist()
+        if options.mask_id is not None:
+            noise = [options.mask_id] * len(ids)
+        found.append(
+            [one if p >= threshold else other for one, p, other in zip(ids, sure, noise, strict=True)]
+        )
+    return found
 
 
 def tagged_drafts(

@@ -27,8 +27,7 @@ class Readings:
         labels: Likeliest id of every audio token, (B, A) int64.
         expected: Mean input embedding under the posteriors of every audio token, (B, A, D); None where
             neither prompts nor canvases hold any.
-        certainty: Probability of the likeliest id, (B, A) float32; None where no canvas
-            holds what is expected.
+        certainty: Probability of the likeliest id, (B, A) float32; None where it was not asked for.
         n_audio: Valid audio tokens, (B,) int64.
         blank: Id of the blank.
     """
@@ -47,8 +46,20 @@ class Readings:
         """What CTC expects at each token of the drafts, (S, D) for every clip; none without certainty."""
         if self.expected is None or self.certainty is None:
             return []
-        states = surest_states(self.labels, self.certainty, self.n_audio, self.blank)
-        return [expected[some] for expected, some in zip(self.expected, states, strict=True)]
+        return [expected[some] for expected, some in zip(self.expected, self._states(), strict=True)]
+
+    def confidences(self) -> list[list[float]]:
+        """CTC posterior of each token of the drafts; none without certainty."""
+        if self.certainty is None:
+            return []
+        rows = zip(self.certainty.tolist(), self._states(), strict=True)
+        return [[sure[state] for state in states] for sure, states in rows]
+
+    def _states(self) -> list[list[int]]:
+        """The surest state of each token."""
+        if self.certainty is None:
+            return []
+        return surest_states(self.labels, self.certainty, self.n_audio, self.blank)
 
 
 @torch.no_grad()
@@ -59,7 +70,7 @@ def read_tokens(model: CanvasASRModel, tokens: Tensor, n_audio: Tensor, *, signa
         model: Its tap and embeddings.
         tokens: (B, A, D).
         n_audio: Valid ones, (B,) int64.
-        signals: Whether :meth:`Readings.signals` will be asked for.
+        signals: Whether :meth:`Readings.signals` or :meth:`Readings.confidences` will be asked for.
     """
     expects = signals or model.config.audio_embeddings == "posterior"
     labels, expected, certainty = [], [], []
