@@ -149,7 +149,7 @@ def test_unsure_tokens_of_a_draft_are_noise_up_to_a_threshold_of_each_clip(mask:
     sure = [0.05 * k for k in range(20)]
     n_clips = 400
     found = forget_unsure(
-        [ROW] * n_clips, [sure] * n_clips, options, V, [generator(k) for k in range(n_clips)]
+        [ROW] * n_clips, [sure] * n_clips, options, ROW[0], [generator(k) for k in range(n_clips)]
     )
     kept = torch.tensor(found) == torch.tensor(ROW)
     n_lost = (~kept).sum(dim=1)
@@ -158,7 +158,7 @@ def test_unsure_tokens_of_a_draft_are_noise_up_to_a_threshold_of_each_clip(mask:
         assert bool((~kept[clip, :n]).all())  # the least sure ones
     assert 4.5 < float(n_lost.float().mean()) < 6.0  # from 0 to 10, each threshold as often
     lost = torch.tensor(found)[~kept]
-    assert set(lost.tolist()) == {999} if mask else len(set(lost.tolist())) > 500
+    assert set(lost.tolist()) == {999} if mask else len(set(lost.tolist())) > 450
     never = CorruptionOptions(draft=1)
     assert forget_unsure([ROW], [sure], never, V, [generator()]) == [ROW]
 
