@@ -221,13 +221,15 @@ def denoise(
     on_canvas = (
         torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
     )
-    seen = torch.cat([valid, on_canvas], dim=1)[:, None, :].expand(n_batch, length, -1)
+    seen = torch.cat([valid, on_canvas], dim=1)
     mask = None
     # No mask is faster than one that masks nothing; a GPU would have to be waited for, to know.
     if not seen.is_cpu or not bool(seen.all()):
+        seen = seen[:, None, :].expand(n_batch, length, -1)
         mask = attention_mask(seen, text_config(backbone.config)._attn_implementation, cached.dtype)
     decoder = backbone.model.decoder
-    start = n_prompt if canvas_start is None else torch.full_like(n_prompt, canvas_start)
+    # A position that all rows share is one row: cosines and sines are made of it once.
+    start = n_prompt if canvas_start is None else torch.full_like(n_prompt[:1], canvas_start)
     hook = None
     signal = None
     module: Any = decoder.self_conditioning

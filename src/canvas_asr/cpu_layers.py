@@ -13,6 +13,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
     DiffusionGemmaRMSNorm,
     DiffusionGemmaSelfConditioning,
+    DiffusionGemmaText4MLP,
     DiffusionGemmaTextExperts,
 )
 
@@ -78,6 +79,18 @@ class SortedTextExperts(DiffusionGemmaTextExperts):
         return total
 
 
+class InPlaceText4MLP(DiffusionGemmaText4MLP):
+    """The backbone's gated layer, which multiplies in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        if _is_training(x):
+            trained: Tensor = super().forward(x)
+            return trained
+        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)).mul_(self.up_proj(x)))
+        return output
+
+
 class LazySelfConditioning(DiffusionGemmaSelfConditioning):
     """Self-conditioning that does nothing for a pass without a signal: its products have no bias.
 
@@ -111,6 +124,9 @@ def quicken(backbone: DiffusionGemmaForBlockDiffusion) -> None:
             module.__class__ = SortedTextExperts
     if _is_plain(backbone.lm_head.weight):
         fuse_norms(backbone)
+        for module in backbone.modules():
+            if type(module) is DiffusionGemmaText4MLP:
+                module.__class__ = InPlaceText4MLP
         if type(backbone.lm_head) is nn.Linear:
             backbone.lm_head.__class__ = VocabularyLinear
     conditioning = backbone.model.decoder.self_conditioning

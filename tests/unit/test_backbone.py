@@ -11,7 +11,10 @@ import torch
 from small_models import BACKBONE, small_model
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
-from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaRMSNorm
+from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
+    DiffusionGemmaRMSNorm,
+    DiffusionGemmaText4MLP,
+)
 
 from canvas_asr.backbone import (
     build_backbone,
@@ -27,7 +30,7 @@ from canvas_asr.backbone import (
     view_cache,
 )
 from canvas_asr.checkpoint import load_checkpoint, save_checkpoint
-from canvas_asr.cpu_layers import FusedRMSNorm, SortedTextExperts, fuse_norms, quicken
+from canvas_asr.cpu_layers import FusedRMSNorm, InPlaceText4MLP, SortedTextExperts, fuse_norms, quicken
 from canvas_asr.modeling import CanvasASRModel
 from canvas_asr.processing import CanvasASRProcessor, pad_ids
 
@@ -168,6 +171,15 @@ def test_a_soft_embedding_is_the_mean_of_the_input_embeddings(
 
 
 @torch.no_grad()
+def test_a_position_of_all_canvases_is_that_of_each(backbone: DiffusionGemmaForBlockDiffusion) -> None:
+    prompts, n_prompt, canvas = random_ids(2, 9), torch.tensor([9, 9]), random_ids(2, C, seed=1)
+    prefix = prefix_of(backbone, prompts)
+    given = denoise(backbone, canvas, prefix, n_prompt, canvas_start=9)
+    assert torch.equal(given, denoise(backbone, canvas, prefix, n_prompt))
+    assert not torch.allclose(given, denoise(backbone, canvas, prefix, n_prompt, canvas_start=2))
+
+
+@torch.no_grad()
 def test_eager_and_sdpa_attention_agree_on_padded_rows() -> None:
     backbone = small_model().backbone
     prompts, n_prompt = pad_ids([random_ids(n, seed=n).tolist() for n in (9, 3)], 0)
@@ -235,7 +247,9 @@ def test_a_quickened_backbone_computes_the_same_bit_for_bit(n_tokens: int) -> No
     quicken(quick)
     kinds = [type(module) for module in quick.modules()]
     assert SortedTextExperts in kinds
+    assert InPlaceText4MLP in kinds
     assert DiffusionGemmaRMSNorm not in kinds
+    assert DiffusionGemmaText4MLP not in kinds
     prompt, canvas, n_prompt = random_ids(2, 9), random_ids(2, n_tokens, seed=1), torch.tensor([9, 4])
     with torch.no_grad():
         for soft in (None, torch.randn(2, n_tokens, stock.lm_head.in_features)):
