@@ -36,6 +36,13 @@ class Vocabulary:
     text: Tensor
     mask: int | None = None
 
+    @property
+    def heard(self) -> Tensor:
+        """Ids that the CTC tap may say, (V,) bool: those of texts but the end, of which it says nothing."""
+        allowed = self.text.clone()
+        allowed[self.eos] = False
+        return allowed
+
     def undecided(self, noise: Tensor) -> Tensor:
         """What stands where nothing is decided: the noise itself, or masks in its place."""
         return noise.clone() if self.mask is None else torch.full_like(noise, self.mask)

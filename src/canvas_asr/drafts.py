@@ -89,8 +89,7 @@ class DraftReader:
     ) -> Draft:
         """Make a draft of the logits of its spikes, (S, V)."""
         candidates = log_posteriors = soft = None
-        allowed = self.vocabulary.text.to(spikes.device).clone()
-        allowed[self.vocabulary.eos] = False  # the tap says nothing of where a text ends
+        allowed = self.vocabulary.heard.to(spikes.device)
         if self.fuses or words:
             heard = spikes.float().log_softmax(dim=-1).masked_fill(~allowed, -torch.inf)
             log_posteriors, candidates = heard.topk(min(N_CANDIDATES, heard.shape[-1]), dim=-1)

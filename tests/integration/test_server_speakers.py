@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +22,7 @@ import pytest
 import soundfile
 from openai import OpenAI
 from openai.types.audio import TranscriptionDiarized, TranscriptionTextSegmentEvent
-from running_server import openai_client, running
+from running_server import http_client, openai_client, running, until
 
 import canvas_asr
 from canvas_asr import Transcriber
@@ -26,6 +34,7 @@ from canvas_asr.speakers import Diarize, join_speakers
 
 SPEECH = Path(__file__).parents[2] / "examples" / "en.flac"
 RATE = 16_000
+ROUTE = "/v1/audio/transcriptions"
 Turns = list[tuple[float, float, str]]
 
 
@@ -150,37 +159,156 @@ def broken(*_: object) -> Turns:
     raise RuntimeError("a secret of the server")
 
 
-@pytest.mark.parametrize("diarize", [no_turns, broken])
+def out_of_time(*_: object) -> Turns:
+    raise TimeoutError
+
+
+def out_of_turns(*_: object) -> Turns:
+    return [next(iter([]))]
+
+
+def leaving(*_: object) -> Turns:
+    raise SystemExit(3)
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_callable_that_fails_is_an_error_of_the_server(
-    asr: Transcriber, diarize: Callable[..., Turns], stream: bool
-) -> None:
-    with serving(asr, diarize) as client:
-        with pytest.raises(openai.APIError) as caught:
-            for _ in client.audio.transcriptions.create(
-                model="tiny", file=SPEECH, response_format="diarized_json", stream=stream
-            ):
-                pass
-        assert "secret" not in str(caught.value)
-        assert caught.value.code == "internal_error"
-        assert client.audio.transcriptions.create(model="tiny", file=SPEECH).text
+def test_a_callable_that_fails_is_an_error_of_the_server(asr: Transcriber, stream: bool) -> None:
+    diarize = iter([no_turns, broken, out_of_time, out_of_turns, leaving, halves])
+
+    def ask(samples: np.ndarray, rate: int) -> Turns:
+        return next(diarize)(samples, rate)  # type: ignore[no-any-return, operator]
+
+    with serving(asr, ask) as client:
+        for _ in range(5):
+            with pytest.raises(openai.APIError) as caught:
+                for _ in client.audio.transcriptions.create(
+                    model="tiny", file=SPEECH, response_format="diarized_json", stream=stream
+                ):
+                    pass
+            assert "secret" not in str(caught.value)
+            assert caught.value.code == "internal_error"
+        assert diarized(client).segments
+
+
+class Slow:
+    """A callable that waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.n_calls = 0
+        self.go_on = threading.Event()
+
+    def __call__(self, *_: object) -> Turns:
+        self.n_calls += 1
+        assert self.go_on.wait(60.0)
+        return []
 
 
 def test_a_callable_that_takes_too_long_is_given_up(asr: Transcriber) -> None:
-    def sleep(*_: object) -> Turns:
-        time.sleep(4.0)
-        return []
-
-    with serving(asr, sleep, request_timeout_s=3.0) as client:
+    slow = Slow()
+    with serving(asr, slow, request_timeout_s=3.0) as client:
         with pytest.raises(openai.InternalServerError) as caught:
             diarized(client)
         assert caught.value.status_code == 504
         assert client.audio.transcriptions.create(model="tiny", file=SPEECH).text
+        slow.go_on.set()
+        assert diarized(client).text
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_client_that_leaves_frees_its_place_and_nobody_is_asked_for_it(
+    asr: Transcriber, stream: str
+) -> None:
+    slow = Slow()
+    settings = ServerSettings(model_names=("tiny",), decode_workers=1, steps=1, max_batch=2, max_queue=0)
+    app = create_app(asr, settings, diarize=slow)
+    with running(app) as address, ExitStack() as stack:
+        for n in (1, 2):  # the second waits for the first
+            connection = stack.enter_context(socket.create_connection(address.split("/")[2].split(":")))
+            connection.sendall(raw_request(address, stream))
+            until(lambda n=n: app.state.admission._n_admitted == n)
+        until(lambda: slow.n_calls == 1 and app.state.scheduler.stats.queued == 0)
+        with openai_client(address) as other:
+            with pytest.raises(openai.RateLimitError):  # both places are taken
+                diarized(other)
+            stack.close()
+            until(lambda: app.state.admission._n_admitted == 0)
+            assert other.audio.transcriptions.create(model="tiny", file=SPEECH).text
+            slow.go_on.set()
+            assert diarized(other).text
+    assert slow.n_calls == 2
+
+
+def raw_request(address: str, stream: str) -> bytes:
+    fields = {"model": "tiny", "response_format": "diarized_json", "stream": stream}
+    files = {"file": ("a.flac", SPEECH.read_bytes())}
+    with http_client(address) as client:
+        request = client.build_request("POST", ROUTE, data=fields, files=files)
+        body = request.read()
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    return f"POST {ROUTE} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def given_up(client: OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError):
+        diarized(client)
+
+
+def test_only_so_many_requests_as_share_a_pass_may_ask(asr: Transcriber) -> None:
+    slow = Slow()
+    with serving(asr, slow, max_batch=1, max_queue=4, request_timeout_s=3.0) as client:
+        waiting = threading.Thread(target=given_up, args=(client,))
+        waiting.start()
+        until(lambda: slow.n_calls == 1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            diarized(client)
+        assert caught.value.response.headers["retry-after"]
+        assert client.audio.transcriptions.create(model="tiny", file=SPEECH).text  # others are let in
+        waiting.join()
+        slow.go_on.set()
+        assert diarized(client).text  # its place was given back
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_server_that_is_stopped_waits_for_no_callable(tmp_path: Path, stream: str) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef diarize(samples, rate):\n    print('asked', flush=True)\n    time.sleep(100)\n"
+    )
+    command = [sys.executable, "-m", "canvas_asr.cli", "serve", "--diarizer", "slow:diarize", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--drain-s", "3"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stderr
+    with process, ThreadPoolExecutor(1) as pool:
+        found = None
+        while not found:
+            line = process.stderr.readline()
+            assert line, "the server ended"
+            found = re.search(r"http://[^/]+", line)
+        fields = {"model": "tiny", "response_format": "diarized_json", "stream": stream}
+        with http_client(found[0]) as client:
+            files = {"file": ("a.flac", SPEECH.read_bytes())}
+            waiting = pool.submit(client.post, ROUTE, data=fields, files=files)
+            assert process.stdout.readline() == "asked\n"
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            reply = waiting.result()
+        assert process.wait(60.0) == 0
+        assert time.monotonic() - started < 3.0 + 20.0
+        assert "Traceback" not in process.stderr.read()
+    if stream == "true":
+        error = json.loads(reply.text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    else:
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"]
+        error = reply.json()["error"]
+    assert error["code"] == "server_stopping"
 
 
 def test_a_callable_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "who_speaks.py").write_text("def diarize(samples, rate):\n    return []\nturns = []\n")
     (tmp_path / "fails_to_load.py").write_text("1 / 0\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     assert load_diarizer("who_speaks:diarize")(np.zeros(1, np.float32), RATE) == []
     for name, what in {
@@ -188,6 +316,7 @@ def test_a_callable_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
         ":diarize": "give MODULE:FUNCTION",
         "nobody_has_this:diarize": "cannot be imported: No module named 'nobody_has_this'",
         "fails_to_load:diarize": "cannot be imported: division by zero",
+        "leaves:diarize": "cannot be imported: 3",
         "who_speaks:turns": "has no function turns",
         "who_speaks:others": "has no function others",
     }.items():

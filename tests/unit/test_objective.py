@@ -276,4 +276,11 @@ def test_both_losses_reach_the_prompt(batch: Batch) -> None:
 @pytest.mark.parametrize("name", ["self_conditioning", "draft_conditioning"])
 def test_a_share_outside_its_range_is_refused(name: str, share: float) -> None:
     with pytest.raises(RecipeError, match=rf"{name} is {share}"):
-        ObjectiveOptions(**{name: share})  # type: ignore[arg-type]
+        ObjectiveOptions(**{name: share}, corruption=CorruptionOptions(draft=1))  # type: ignore[arg-type]
+
+
+def test_what_changes_drafts_needs_drafts() -> None:
+    with pytest.raises(RecipeError, match=r"draft_conditioning is 0.5 and corruption.draft 0"):
+        ObjectiveOptions(draft_conditioning=0.5)
+    with pytest.raises(RecipeError, match="max_draft_threshold is given, and draft 0"):
+        CorruptionOptions(max_draft_threshold=0.5)

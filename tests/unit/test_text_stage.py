@@ -316,6 +316,10 @@ def test_a_resumed_run_equals_an_unbroken_one(trained: Path, sentences: Path, tm
 
 
 def test_bad_settings_are_named(trained: Path, sentences: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="draft_conditioning and corruption"):
+        run(
+            recipe_of(tmp_path, sentences, objective={"corruption": {"draft": 1, "max_draft_threshold": 0.5}})
+        )
     with pytest.raises(RecipeError, match=r"options\.objective\.corruption: unknown key 'unifrom'"):
         run(recipe_of(tmp_path, sentences, objective={"corruption": {"unifrom": 1.0}}))
     with pytest.raises(RecipeError, match="key 'languages' has value 'en'"):

@@ -111,7 +111,7 @@ def _set_state(
         defaults,
         tells_speakers=diarize is not None,
     )
-    state.diarizer = None if diarize is None else Diarizer(diarize)
+    state.diarizer = None if diarize is None else Diarizer(diarize, settings.max_batch)
     state.started_at = int(time.time())
     state.is_draining = False
     state.scheduler = Scheduler(transcriber, max_batch=settings.max_batch, max_queue=settings.max_queue)

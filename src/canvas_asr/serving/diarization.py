@@ -3,7 +3,8 @@
     canvas-asr serve --diarizer my_package.my_module:diarize
 
 The callable is :data:`canvas_asr.speakers.Diarize`. It is given a whole recording, which is therefore kept on
-the disk while it is read, and is asked about one recording at a time, in a thread of its own.
+the disk while it is read, and is asked about one recording at a time, in a thread of its own. As samples take
+disk and calls take time, only so many requests as share a pass may ask for it at once.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import asyncio
 import importlib
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ..audio_files import SAMPLE_RATE_HZ, Samples
-from ..errors import OptionError
+from ..errors import CanvasASRError, OptionError
 from ..result import Gap, Transcript
 from ..speakers import join_speakers
 
@@ -40,13 +44,12 @@ def load_diarizer(name: str) -> Diarize:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise OptionError(f"diarizer is {name!r}; give MODULE:FUNCTION.")
-    sys.path.insert(0, "")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # and stays: it may import others when it is called
     try:
         found = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise OptionError(f"diarizer {name!r}: {module_name} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove("")
     if not callable(found):
         raise OptionError(f"diarizer {name!r}: {module_name} has no function {function_name}.")
     return cast("Diarize", found)
@@ -89,26 +92,90 @@ class KeptUpload:
         self._file.close()
 
 
+class DiarizerClosed(CanvasASRError):  # noqa: N818  # a state
+    """The server is being stopped."""
+
+
 class Diarizer:
-    """Asks the callable, one recording at a time."""
+    """Asks the callable, one recording at a time, in a thread that nothing waits for.
 
-    def __init__(self, diarize: Diarize) -> None:
-        """Keep the callable."""
+    A thread of an executor would be waited for when the process ends, however long the callable takes.
+    """
+
+    def __init__(self, diarize: Diarize, n_places: int) -> None:
+        """Start no thread yet.
+
+        Args:
+            diarize: The callable.
+            n_places: Requests that it is asked for, or that hold samples for it, at a time.
+        """
         self._diarize = diarize
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="canvas-asr-diarizer")
+        self._n_free = n_places
+        self._calls: SimpleQueue[tuple[Future[Transcript], Transcript, KeptUpload] | None] = SimpleQueue()
+        self._unfinished: set[Future[Transcript]] = set()
+        self._is_closed = False
+        self._changing = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="canvas-asr-diarizer", daemon=True)
 
-    async def join(self, transcript: Transcript, upload: KeptUpload) -> Transcript:
+    def enter(self) -> bool:
+        """Take a place for a request, whose samples will be kept; whether there was one."""
+        with self._changing:
+            has_place = self._n_free > 0
+            self._n_free -= has_place
+            return has_place
+
+    def leave(self) -> None:
+        """Give the place back."""
+        with self._changing:
+            self._n_free += 1
+
+    def join(self, transcript: Transcript, upload: KeptUpload) -> asyncio.Future[Transcript]:
         """Say who spoke each segment of a recording that has been read: :func:`join_speakers`.
 
-        Raises:
-            DataError: If the callable gives something that is no turn.
-            Exception: Whatever it raises.
+        Returns:
+            A future of the running loop. Cancelled, it is not asked about if that has not begun. Its errors
+            are DiarizerClosed, or a RuntimeError from what the callable raised or gave.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._join, transcript, upload)
+        future: Future[Transcript] = Future()
+        with self._changing:
+            if self._is_closed:
+                future.set_exception(DiarizerClosed())
+            else:
+                self._unfinished.add(future)
+                self._calls.put((future, transcript, upload))
+                if self._thread.ident is None:
+                    self._thread.start()
+        return asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Ask about nothing more; what is being asked is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Let all who wait know that the server is being stopped; what is being asked is not waited for."""
+        with self._changing:
+            self._is_closed = True
+            unfinished, self._unfinished = self._unfinished, set()
+        self._calls.put(None)
+        for future in unfinished:
+            with suppress(InvalidStateError):
+                future.set_exception(DiarizerClosed())
 
-    def _join(self, transcript: Transcript, upload: KeptUpload) -> Transcript:
-        return join_speakers(transcript, self._diarize(upload.samples(), SAMPLE_RATE_HZ))
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, transcript, upload = call
+            with self._changing:
+                is_wanted = not self._is_closed and future.set_running_or_notify_cancel()
+            if is_wanted:
+                self._ask(future, transcript, upload)
+            with self._changing:
+                self._unfinished.discard(future)
+
+    def _ask(self, future: Future[Transcript], transcript: Transcript, upload: KeptUpload) -> None:
+        try:
+            joined = join_speakers(transcript, self._diarize(upload.samples(), SAMPLE_RATE_HZ))
+        except BaseException as error:
+            # Whatever it is, SystemExit too, it is about this recording; a future may not hold StopIteration.
+            failure = RuntimeError("the callable that tells speakers apart failed")
+            failure.__cause__ = error
+            with suppress(InvalidStateError):  # closed meanwhile
+                future.set_exception(failure)
+        else:
+            with suppress(InvalidStateError):
+                future.set_result(joined)

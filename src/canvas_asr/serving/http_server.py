@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 from ..errors import CanvasASRError
-from ..scheduling.scheduler import Scheduler
 from .app import create_app
 from .process import one_thread, settled_memory
 from .settings import ServerSettings
@@ -51,16 +51,18 @@ class HTTPServer(uvicorn.Server):
         state = self.config.app.state  # type: ignore[union-attr]
         state.is_draining = True
         drain_s = state.settings.drain_s
-        late = asyncio.create_task(_end_jobs(state.scheduler, max(drain_s / 2, drain_s - MARGIN_S)))
+        late = asyncio.create_task(_end_jobs(state, max(drain_s / 2, drain_s - MARGIN_S)))
         try:
             await super().shutdown(sockets)
         finally:
             late.cancel()
 
 
-async def _end_jobs(scheduler: Scheduler, after_s: float) -> None:
+async def _end_jobs(state: State, after_s: float) -> None:
     await asyncio.sleep(after_s)
-    await asyncio.to_thread(scheduler.close, 0.0)
+    if state.diarizer is not None:
+        state.diarizer.close()
+    await asyncio.to_thread(state.scheduler.close, 0.0)
 
 
 def make_server(app: FastAPI, on_ready: Callable[[], None]) -> HTTPServer:

@@ -18,7 +18,7 @@ from ..result import Transcript
 from ..scheduling.jobs import Failed
 from ..scheduling.scheduler import Busy
 from .auth import DOCUMENTED_KEY
-from .diarization import KeptUpload
+from .diarization import DiarizerClosed, KeptUpload
 from .errors import RequestError
 from .events import EventStream, TranscriptEvents
 from .fields import form_schema, invalid, missing
@@ -88,12 +88,16 @@ async def _finish(
 
     Raises:
         RequestError: If that takes too long.
-        Exception: Whatever the server's callable for it raises.
+        ClientDisconnect: If the client is gone.
+        RuntimeError: If the server's callable for it failed.
     """
     upload = work.upload
     if not asked.tells_speakers or not isinstance(upload, KeptUpload):
         return transcript
-    return await work.within(state.diarizer.join(transcript, upload))
+    try:
+        return await work.within(state.diarizer.join(transcript, upload))
+    except DiarizerClosed as error:
+        raise_failure(error)
 
 
 async def _begin(request: Request, state: State) -> tuple[Work, TranscriptionRequest]:
@@ -125,6 +129,8 @@ async def _queue(request: Request, state: State, arrival: Arrival) -> tuple[Work
         asked, file = _read(form, state.served)
         work = Work(request.receive, state.settings.request_timeout_s, state.admission)
         try:
+            if asked.tells_speakers:
+                _take_place(work, state)
             start = partial(_start, state, work, asked, file)
             await asyncio.get_running_loop().run_in_executor(state.starters, start)
         except Busy as error:
@@ -177,14 +183,25 @@ def _read(form: FormData, served: Served) -> tuple[TranscriptionRequest, BinaryI
     return asked, files["file"].file
 
 
+def _take_place(work: Work, state: State) -> None:
+    """Have samples kept for one more request; its work is released when there is no place.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    if not state.diarizer.enter():
+        raise full(state.scheduler.retry_after_s())
+    work.at_end(state.diarizer.leave)
+
+
 def _start(state: State, work: Work, asked: TranscriptionRequest, file: BinaryIO) -> None:
     """Decode the audio as far as is done at once, and queue it; blocks."""
     if not work.is_wanted:  # by now, behind others that were decoded: who waits for its events is told why
         return
     upload = state.decoders.open(file, max_audio_s=state.settings.max_audio_s)
-    if asked.tells_speakers:
-        upload = KeptUpload(upload)
     try:
+        if asked.tells_speakers:
+            upload = KeptUpload(upload)
         job = state.scheduler.submit(
             upload,
             asked.decoding,

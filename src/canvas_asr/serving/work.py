@@ -17,13 +17,13 @@ from starlette.types import Receive
 from ..errors import AudioError, OptionError
 from ..result import Transcript
 from ..scheduling.jobs import Event, Failed, Finished, JobCancelled, PassShown, Progressed
+from .diarization import DiarizerClosed, KeptUpload
 from .errors import RequestError
 from .form import option_error
 from .uploads import AudioTooLong, DecodersBusy
 
 if TYPE_CHECKING:
     from ..scheduling.scheduler import Job
-    from .diarization import KeptUpload
     from .uploads import DecodedUpload
 
 Done = TypeVar("Done")
@@ -121,6 +121,7 @@ class Work:
         self._changing = threading.Lock()
         self._held: tuple[DecodedUpload | KeptUpload, Job] | None = None
         self._is_released = False
+        self._at_end: list[Callable[[], None]] = []
 
     def hold(self, upload: DecodedUpload | KeptUpload, job: Job) -> None:
         """Take what is to be let go of in the end, in any thread; at once if the end has come."""
@@ -129,6 +130,10 @@ class Work:
                 self._held = upload, job
                 return
         _let_go(upload, job)
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have something called, in the event loop, when the work is released."""
+        self._at_end.append(call)
 
     def on_event(self, event: Event) -> None:
         """Take an event, in any thread."""
@@ -192,15 +197,22 @@ class Work:
                     raise_failure(error)
 
     async def within(self, further: Awaitable[Done]) -> Done:
-        """Wait for what is done beside the model, as long as the work may take.
+        """Wait for what is done behind the last event, as long as the work may take; else it is cancelled.
 
         Raises:
+            ClientDisconnect: If the client is gone.
             RequestError: If it takes too long.
+            Exception: Whatever it raises.
         """
+        doing, leaving = asyncio.ensure_future(further), asyncio.ensure_future(self._events.get())
         try:
-            return await asyncio.wait_for(further, self.left_s)
-        except asyncio.TimeoutError:
-            raise self._too_late() from None
+            await asyncio.wait({doing, leaving}, timeout=self.left_s, return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                return doing.result()
+            raise ClientDisconnect if leaving.done() else self._too_late()
+        finally:
+            doing.cancel()
+            leaving.cancel()
 
     def _too_late(self) -> RequestError:
         return RequestError(
@@ -217,6 +229,8 @@ class Work:
             self._is_released = True
             held, self._held = self._held, None
         self._admission.leave()
+        for call in self._at_end:
+            call()
         self._watcher.cancel()
         if held is not None:
             held[1].cancel()
@@ -253,7 +267,7 @@ def raise_failure(error: Exception) -> NoReturn:
         raise RequestError(HTTPStatus.BAD_REQUEST, message, param="file", code=code) from error
     if isinstance(error, OptionError):
         raise option_error(error) from error
-    if isinstance(error, JobCancelled):
+    if isinstance(error, (JobCancelled, DiarizerClosed)):
         raise stopping() from error
     if isinstance(error, DecodersBusy):
         message = "All audio decoders of the server are at work; try again."

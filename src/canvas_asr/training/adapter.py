@@ -70,6 +70,7 @@ class AdapterModel(Stage):
         audio_id: int,
         tags: Sequence[int],
         canvas_start: int | None = None,
+        heard: Tensor | None = None,
     ) -> None:
         """Keep the model.
 
@@ -79,6 +80,7 @@ class AdapterModel(Stage):
             audio_id: Placeholder of the prompt.
             tags: Language tags; a draft gets a random one.
             canvas_start: Position of the first canvas token; None: behind the prompt.
+            heard: Ids that decoding lets the CTC tap say, (V,) bool; None: all.
         """
         super().__init__()
         self.model = model
@@ -86,6 +88,7 @@ class AdapterModel(Stage):
         self.audio_id = audio_id
         self.tags = list(tags)
         self.canvas_start = canvas_start
+        self.heard = torch.ones(model.config.vocab_size, dtype=torch.bool) if heard is None else heard
         self.canvas_choices, self.p_long_canvas = options.canvas_choices, options.p_long_canvas
         model.audio_encoder.requires_grad_(options.train_audio_encoder)
         model.audio_encoder.embed_positions.requires_grad_(False)  # sinusoids, as in Whisper
@@ -211,9 +214,9 @@ class AdapterModel(Stage):
         if released and not wants_drafts:
             audio = self.model.embed_audio(tokens, None)
             return self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id), {}, []
-        heard = read_tokens(self.model, tokens, n_audio, signals=wants_signals or forgets)
-        expected = heard.expected if config.audio_embeddings == "posterior" else None
-        audio = self.model.embed_audio(tokens, expected)
+        asks = wants_signals or forgets
+        heard = read_tokens(self.model, tokens, n_audio, heard=self.heard if asks else None)
+        audio = self.model.embed_audio(tokens, heard.expected)
         prompt = self.model.embed_prompt(prompt_ids, audio, n_audio, self.audio_id)
         places: dict[str, Any] = {
             "positions": self.model.prompt_positions(prompt_ids, heard.labels, n_audio, self.audio_id)
@@ -225,10 +228,10 @@ class AdapterModel(Stage):
             laid = readings
             if forgets:
                 options, vocab_size = objective.corruption, config.vocab_size
-                laid = forget_unsure(readings, heard.confidences(), options, vocab_size, generators)
+                laid = forget_unsure(readings, heard.confidences, options, vocab_size, generators)
             places["drafts"] = tagged_drafts(laid, self.tags, generators)
         if wants_signals:
-            places["draft_signals"] = tagged_signals(self.model.backbone, heard.signals(), self.tags)
+            places["draft_signals"] = tagged_signals(self.model.backbone, heard.signals, self.tags)
         return prompt, places, readings
 
 
@@ -336,17 +339,18 @@ def run(recipe: Recipe) -> None:
     torch.manual_seed(recipe.training.seed)
     model, processor = _assemble(options)
     config = model.config
+    decoder = CanvasDecoder(model, processor)
     module = AdapterModel(
         model,
         options,
         processor.token_id(config.audio_token),
         list(processor.language_ids(config).values()),
         processor.canvas_start(config),
+        decoder.vocabulary.heard,
     )
     if options.init:
         _warm_start(module, options.init)
     data = read_data(recipe, options, sources, model, processor)
-    decoder = CanvasDecoder(model, processor)
 
     def evaluate() -> Judgement:
         # Where frozen parts are in bfloat16 and the adapter is not, each product needs a precision for both.

@@ -53,6 +53,10 @@ class CorruptionOptions:
             raise RecipeError(
                 f"corruption max_draft_threshold is {self.max_draft_threshold}; give a posterior from 0 to 1."
             )
+        if self.max_draft_threshold and not self.draft:
+            raise RecipeError(
+                "corruption max_draft_threshold is given, and draft 0: no canvas starts from one."
+            )
         if self.mask_id is not None and self.mask_id < 0:
             raise RecipeError(f"corruption mask_id is {self.mask_id}; give a reserved id of the tokenizer.")
 

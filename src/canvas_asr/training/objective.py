@@ -58,6 +58,11 @@ class ObjectiveOptions:
         for name in ("self_conditioning", "draft_conditioning"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise RecipeError(f"{name} is {share}; give a share from 0 to 1.")
+        if self.draft_conditioning and not self.corruption.draft:
+            raise RecipeError(
+                f"draft_conditioning is {self.draft_conditioning} and corruption.draft 0: no canvas starts "
+                "from a draft; give drafts a weight, or leave it out."
+            )
         if self.n_canvases < 1:
             raise RecipeError(f"n_canvases is {self.n_canvases}; give at least 1.")
 

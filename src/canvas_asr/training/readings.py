@@ -26,68 +26,63 @@ class Readings:
     Attributes:
         labels: Likeliest id of every audio token, (B, A) int64.
         expected: Mean input embedding under the posteriors of every audio token, (B, A, D); None where
-            neither prompts nor canvases hold any.
-        certainty: Probability of the likeliest id, (B, A) float32; None where it was not asked for.
+            prompts hold none.
         n_audio: Valid audio tokens, (B,) int64.
         blank: Id of the blank.
+        confidences: CTC posterior of each token of the drafts; empty where it was not asked for.
+        signals: What CTC expects at each token of the drafts, as decoding shows it, (S, D) for every clip;
+            empty likewise.
     """
 
     labels: Tensor
     expected: Tensor | None
-    certainty: Tensor | None
     n_audio: Tensor
     blank: int
+    confidences: list[list[float]]
+    signals: list[Tensor]
 
     def drafts(self) -> list[list[int]]:
         """Token ids of every clip, as CTC reads them."""
         return merge_labels(self.labels, self.n_audio, self.blank)
 
-    def signals(self) -> list[Tensor]:
-        """What CTC expects at each token of the drafts, (S, D) for every clip; none without certainty."""
-        if self.expected is None or self.certainty is None:
-            return []
-        return [expected[some] for expected, some in zip(self.expected, self._states(), strict=True)]
-
-    def confidences(self) -> list[list[float]]:
-        """CTC posterior of each token of the drafts; none without certainty."""
-        if self.certainty is None:
-            return []
-        rows = zip(self.certainty.tolist(), self._states(), strict=True)
-        return [[sure[state] for state in states] for sure, states in rows]
-
-    def _states(self) -> list[list[int]]:
-        """The surest state of each token."""
-        if self.certainty is None:
-            return []
-        return surest_states(self.labels, self.certainty, self.n_audio, self.blank)
-
 
 @torch.no_grad()
-def read_tokens(model: CanvasASRModel, tokens: Tensor, n_audio: Tensor, *, signals: bool) -> Readings:
+def read_tokens(
+    model: CanvasASRModel, tokens: Tensor, n_audio: Tensor, *, heard: Tensor | None = None
+) -> Readings:
     """Read audio tokens.
 
     Args:
         model: Its tap and embeddings.
         tokens: (B, A, D).
         n_audio: Valid ones, (B,) int64.
-        signals: Whether :meth:`Readings.signals` or :meth:`Readings.confidences` will be asked for.
+        heard: Ids that decoding lets the tap say, (V,) bool, where confidences and signals are asked for.
     """
-    expects = signals or model.config.audio_embeddings == "posterior"
-    labels, expected, certainty = [], [], []
+    labels, expected = [], []
+    confidences: list[list[float]] = []
+    signals: list[Tensor] = []
     # A few clips at a time: logits of a whole batch would fill a GPU.
-    for some in torch.split(tokens, max(1, states_per_chunk(model.config.vocab_size) // tokens.shape[1])):
+    n_clips = max(1, states_per_chunk(model.config.vocab_size) // tokens.shape[1])
+    for some, n_states in zip(torch.split(tokens, n_clips), torch.split(n_audio, n_clips), strict=True):
         logits = model.ctc_logits(some)
         labels.append(logits.argmax(-1))
-        if expects:
-            expected.append(soft_embed(model.backbone, logits))
-        if signals:
-            certainty.append(state_certainty(logits))
+        expected.append(model.expected_embeddings(logits))
+        if heard is None:
+            continue
+        certainty = state_certainty(logits)
+        states = surest_states(labels[-1], certainty, n_states, model.config.blank_token_id)
+        for row, spikes in enumerate(states):
+            confidences.append(certainty[row, spikes].tolist())
+            shown = logits[row, spikes].masked_fill(~heard.to(logits.device), -torch.inf)
+            signals.append(soft_embed(model.backbone, shown))
+    found = [part for part in expected if part is not None]
     return Readings(
         torch.cat(labels),
-        torch.cat(expected) if expects else None,
-        torch.cat(certainty) if signals else None,
+        torch.cat(found) if found else None,
         n_audio,
         model.config.blank_token_id,
+        confidences,
+        signals,
     )
 
 

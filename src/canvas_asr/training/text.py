@@ -89,7 +89,12 @@ class TextOptions:
     train_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse positions of another name."""
+        """Refuse positions of another name, and what needs the posteriors of audio."""
+        if self.objective.draft_conditioning or self.objective.corruption.max_draft_threshold:
+            raise RecipeError(
+                "options.objective: draft_conditioning and corruption.max_draft_threshold go by CTC "
+                "posteriors, which texts do not have; leave them to the stages that train on audio."
+            )
         if self.audio_positions not in AUDIO_POSITIONS:
             raise RecipeError(
                 f"options: audio_positions is {self.audio_positions!r}; choose one of "
