@@ -161,11 +161,14 @@ def place_tags(
     if not vocabulary.tags:
         return canvas, confidence, confidence.new_zeros(len(canvas), 0)
     logits, end = reading.tag_logits[:, :-1], reading.tag_logits[:, -1]
-    tags = logits.softmax(dim=-1)
+    # Not as softmax and max, which start OpenMP's threads for the smallest tensors: they go on spinning for
+    # milliseconds, on the cores that the next pass needs.
+    tags = (logits - logits.logsumexp(dim=-1, keepdim=True)).exp()
     tags = torch.where(given[:, None] >= 0, (ids[None, :] == given[:, None]).to(tags.dtype), tags)
-    surest, best = tags.max(dim=-1)
+    best = tags.argmax(dim=-1)
+    surest = tags.gather(1, best[:, None])[:, 0]
     # A clip without speech has the end token in place of a tag.
-    silent = (given < 0) & (end > logits.max(dim=-1).values)
+    silent = (given < 0) & (end > logits.amax(dim=-1))
     canvas[:, 0] = torch.where(silent, vocabulary.eos, ids[best])
     confidence[:, 0] = torch.where(silent, reading.end_probability, surest)
     return canvas, confidence, tags

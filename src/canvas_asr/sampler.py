@@ -6,8 +6,9 @@ What a canvas starts from, what a pass keeps and when a canvas is done are strat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -178,9 +179,13 @@ def read_rows(
         evidence: (B, C, K), or None.
         options: The others of :func:`read_pass`.
     """
+    shares, making = threads.shares(len(canvas), canvas.device), threading.Lock()
+    # Each thread writes its rows. The caller does nothing large: OpenMP's threads would spin on after it,
+    # for milliseconds, on the cores that the next pass needs.
+    signal: list[Tensor] = []
 
     def read(rows: slice) -> CanvasReading:
-        return read_pass(
+        reading = read_pass(
             backbone,
             canvas[rows],
             view_cache(prefix, rows),
@@ -191,8 +196,16 @@ def read_rows(
             evidence=None if evidence is None else Evidence(evidence.tokens[rows], evidence.weights[rows]),
             **options,
         )
+        if reading.soft is None or len(shares) == 1:
+            return reading
+        with making:
+            if not signal:
+                signal.append(reading.soft.new_empty(len(canvas), *reading.soft.shape[1:]))
+        signal[0][rows] = reading.soft
+        return replace(reading, soft=None)
 
-    return join_readings(threads.each(read, threads.shares(len(canvas), canvas.device)))
+    joined = join_readings(threads.each(read, shares))
+    return replace(joined, soft=signal[0]) if signal else joined
 
 
 @torch.no_grad()
