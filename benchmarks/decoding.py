@@ -42,8 +42,9 @@ class Plan:
         strategies: Settings by what is new in them.
         slow: Settings that are read on the fewest clips.
         stock_steps: Steps of stock ``generate`` on our canvas.
-        few: Clips of each language for slow settings.
-        some: Clips of each language for strategies, autoregressive decoding and stock ``generate``.
+        few: Clips of each language for slow settings and stock ``generate`` with its defaults.
+        some: Clips of each language for strategies, autoregressive decoding and stock ``generate`` on
+            our canvas.
         limit: Clips of each language for passes from noise and from the draft; None: all.
         batches: Clips at once, of the parts.
         canvases: Canvas lengths, of the parts, up to the model's longest; its default is always among them.
@@ -77,7 +78,7 @@ class Plan:
         ("minimum Bayes risk of 8", "init=noise,steps=4,candidates=8"),
     )
     stock_steps: tuple[int, ...] = (2, 4, 8, 16)
-    few: int = 16
+    few: int = 32
     some: int = 100
     limit: int | None = None
     batches: tuple[int, ...] = (1, 8, 32)
@@ -126,7 +127,8 @@ def accuracy(options: argparse.Namespace, plan: Plan, asr: Any) -> dict[str, Any
         Job(model, tuple(dict.fromkeys(("draft", *curve, ours))), plan.limit),
         Job(model, _texts(plan.strategies), plan.some),
         Job(AUTOREGRESSIVE.format(model), ("default",), plan.some),
-        Job(STOCK.format(model), (*steps, "default"), plan.some),
+        Job(STOCK.format(model), steps, plan.some),
+        Job(STOCK.format(model), ("default",), plan.few),
         Job(model, _texts(plan.slow), plan.few),
     )
     sets, _ = read_sets(options.testsets, options.sets, options.set)
