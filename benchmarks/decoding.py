@@ -29,6 +29,7 @@ BATCH_SIZE = 16
 DOCS = Path(__file__).parents[1] / "docs"
 AUTOREGRESSIVE, STOCK = "autoregressive:{}", "stock-generate:{}"
 ONE_PASS = "init=draft,steps=1"
+WHERE_UNSURE = "init=draft,steps=2,acceptance=threshold"  # a second pass for clips with an unsure token
 WITHIN = 0.002  # a rate has converged when it is within 0.2 points of that of the most passes
 
 
@@ -66,7 +67,7 @@ class Plan:
         ("canvas from the draft", f"{ONE_PASS},canvas=auto"),
         ("fusion with CTC", f"{ONE_PASS},fusion=0.3"),
         ("gate", f"{ONE_PASS},gate=0.95"),
-        ("second pass where unsure", "init=draft,steps=2,acceptance=threshold"),
+        ("second pass where unsure", WHERE_UNSURE),
         ("leaves when stable", "init=draft,steps=8,stop_entropy=0.05"),
         (
             "together",
@@ -124,7 +125,7 @@ def accuracy(options: argparse.Namespace, plan: Plan, asr: Any) -> dict[str, Any
         *(_setting("draft", n) for n in plan.from_draft),
     )
     jobs = (
-        Job(model, tuple(dict.fromkeys(("draft", *curve, ours))), plan.limit),
+        Job(model, tuple(dict.fromkeys(("draft", *curve, ours, WHERE_UNSURE))), plan.limit),
         Job(model, _texts(plan.strategies), plan.some),
         Job(AUTOREGRESSIVE.format(model), ("default",), plan.some),
         Job(STOCK.format(model), steps, plan.some),
@@ -282,6 +283,7 @@ def measure(options: argparse.Namespace, plan: Plan, command: str, load_model: C
         "model": options.model,
         "ours": options.ours,
         "one_pass": ONE_PASS,
+        "where_unsure": WHERE_UNSURE,
         "canvas": asr.model.config.canvas_length,
         "audio_positions": asr.model.config.audio_positions,
         "batch_size": BATCH_SIZE,

@@ -62,7 +62,7 @@ def test_the_small_run_measures_everything_and_goes_on(
     assert decoding.main(arguments, lambda _: asr) == 0
     content = json.loads((out / "a.json").read_text(encoding="utf-8"))
     asked = {(f["model"], f["setting"]): f for f in content["accuracy"]["figures"]}
-    assert len(asked) == 5 + 1 + 3 + 1
+    assert len(asked) == 6 + 1 + 3 + 1
     assert asked["mine", "draft"]["n_clips"] == asked["autoregressive:mine", "default"]["n_clips"] == 3
     assert asked["stock-generate:mine", "steps=2,canvas=16"]["n_clips"] == 3
     assert asked["mine", "init=noise,steps=1,candidates=2"]["n_clips"] == 2  # one of each language
@@ -71,7 +71,7 @@ def test_the_small_run_measures_everything_and_goes_on(
     assert content["stock"] in ("steps=1,canvas=16", "steps=2,canvas=16")
     assert set(content["speed"]["whole"]["2"]) >= {"mine draft", "autoregressive:mine default"}
     assert content["speed"]["parts"]["batch 2"]["canvases"]["16"]["clip_s"]["0"] > 0
-    assert len(content["targets"]) == 12  # three of them at both batch sizes
+    assert len(content["targets"]) == 13  # three of them at both batch sizes
     page = (out / "a.md").read_text(encoding="utf-8")
     for title in ("Aims", "Passes", "Accuracy of every setting", "Parts, by batch and canvas"):
         assert f"## {title}\n" in page
@@ -95,13 +95,24 @@ def test_the_aims_of_accuracy_are_judged_by_words(modules: dict[str, ModuleType]
         by_all = {"against_draft": apart(everything - 0.2), "against_noise": apart(everything - 0.2)}
         return {"model": "m", "setting": setting, "rates": rates, **by_words, **by_all}
 
-    figures = [figure("draft", 0.5, 0.2), figure("init=noise,steps=16", 0.55, 0.3), figure("o", 0.48, 0.25)]
+    rates = {"draft": (0.5, 0.2), "init=noise,steps=16": (0.55, 0.3), "o": (0.48, 0.25), "u": (0.56, 0.2)}
+    figures = [figure(setting, *rate) for setting, rate in rates.items()]
     passes = {"noise": {"converged_passes": 16}}
-    content = {"model": "m", "ours": "o", "accuracy": {"figures": figures, "passes": passes}}
+    content = {
+        "model": "m",
+        "ours": "o",
+        "where_unsure": "u",
+        "accuracy": {"figures": figures, "passes": passes},
+    }
     found = list(modules["decoding_report"]._accuracy_targets(content))
-    assert [reached for *_, reached in found] == [True, True, True]  # of all languages together none is
-    assert found[1][2] == "1.10 (all languages 1.50)"
-    assert found[2][2].startswith("4.0 % (difference -2.00")
+    assert [reached for *_, reached in found] == [
+        True,
+        False,
+        True,
+        True,
+    ]  # of all languages together none is
+    assert found[2][2] == "1.10 (all languages 1.50)"
+    assert found[3][2].startswith("4.0 % (difference -2.00")
 
 
 @pytest.mark.parametrize(
