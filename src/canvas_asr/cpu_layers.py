@@ -85,7 +85,7 @@ class InPlaceText4MLP(DiffusionGemmaText4MLP):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         if _is_training(x):
-            trained: Tensor = super().forward(x)
+            trained: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
             return trained
         output: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)).mul_(self.up_proj(x)))
         return output

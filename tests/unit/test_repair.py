@@ -17,7 +17,7 @@ TEXTS = ["abcdefghij" * 10, "klmnopqrst" * 10]
 
 
 class ScriptedDecoder:
-    """Answers every draft with what ``answer`` makes of truth and draft."""
+    """Answers every draft with what ``answer`` makes of truth and draft; its own say an x for every a."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -27,19 +27,21 @@ class ScriptedDecoder:
             text_ids=lambda text: [ord(c) for c in text], features=lambda waves: (None, None)
         )
 
-    def __call__(self, mel: Any, n_mel: Any, *, drafts: list[list[int]], **options: Any) -> list[Any]:
+    def __call__(self, mel: Any, n_mel: Any, *, drafts: Any = None, **options: Any) -> list[Any]:
         assert options["init"] == "draft"
         truths = [[ord(c) for c in text] for text in TEXTS]
+        if options["steps"] == 0:
+            return [SimpleNamespace(ids=[ord(c) for c in text.replace("a", "x")]) for text in TEXTS]
         return [
             SimpleNamespace(ids=self.answer(truth, draft))
             for truth, draft in zip(truths, drafts, strict=True)
         ]
 
 
-def counts(monkeypatch: pytest.MonkeyPatch, answer: Any) -> repair.RepairCounts:
+def counts(monkeypatch: pytest.MonkeyPatch, answer: Any, kind: str = "reference") -> repair.RepairCounts:
     monkeypatch.setattr(repair, "load_audio", lambda path: np.zeros(100, np.float32))
     clips = [Clip(Path("a.wav"), text, "en") for text in ["", *TEXTS]]
-    return repair.count_repairs(ScriptedDecoder(answer), clips)  # type: ignore[arg-type]
+    return repair.count_repairs(ScriptedDecoder(answer), clips, kind=kind)  # type: ignore[arg-type]
 
 
 def test_a_perfect_pass_repairs_all_and_breaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +56,18 @@ def test_a_pass_that_changes_nothing_repairs_and_breaks_nothing(monkeypatch: pyt
     assert (found.n_repaired, found.n_broken) == (0, 0)
 
 
-def test_a_shifted_text_counts_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = counts(monkeypatch, lambda truth, draft: [2, *truth])
-    assert found.broken == 1.0
-    assert found.repaired == 0.0
+def test_a_shifted_token_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counts(monkeypatch, lambda truth, draft: [2, *truth[:50], *truth[51:]])
+    assert found.repaired > 0.9
+    assert found.n_broken + (found.n_wrong - found.n_repaired) == 2  # the one that each text has lost
+
+
+def test_of_its_own_drafts_what_they_had_right_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer, share in ((lambda truth, draft: truth, 1.0), (lambda truth, draft: draft, 0.0)):
+        found = counts(monkeypatch, answer, "own")
+        assert found.n_wrong + found.n_right == 200 - 10  # every a was wrong before
+        assert 10 < found.n_wrong < 60
+        assert (found.repaired, found.broken) == (share, 0.0)
 
 
 def test_missing_tokens_count_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 from ..audio import load_audio
 from ..decoding import CanvasDecoder
@@ -20,6 +23,7 @@ from ..errors import CanvasASRError
 from ..manifest import MANIFEST_NAME, Clip, read_manifest
 
 ERROR_RATE = 0.15
+KINDS = ("own", "reference")
 BATCH_SIZE = 8
 
 
@@ -28,9 +32,9 @@ class RepairCounts:
     """Tokens of drafts before and after a pass.
 
     Attributes:
-        n_wrong: Tokens that were replaced by random ones.
-        n_repaired: Of these, tokens that are right after the pass.
-        n_right: Tokens that were left as they are.
+        n_wrong: Right tokens that were replaced by random ones.
+        n_repaired: Of these, tokens that are right again after the pass.
+        n_right: Right tokens that were left as they are.
         n_broken: Of these, tokens that are wrong after the pass.
     """
 
@@ -51,16 +55,17 @@ class RepairCounts:
 
 
 def count_repairs(
-    decoder: CanvasDecoder, clips: Sequence[Clip], *, steps: int = 1, seed: int = 0
+    decoder: CanvasDecoder, clips: Sequence[Clip], *, kind: str = "own", steps: int = 1, seed: int = 0
 ) -> RepairCounts:
-    """Start each clip's canvas from its true text with 15 % wrong tokens; see what passes make of it.
+    """Start each clip's canvas from a draft with 15 % wrong tokens; see what passes make of it.
 
-    Positions are compared one by one: only substitutions are made, so a pass that shifts the text is counted
-    as breaking it.
+    A token of the transcript is right where the fewest edits between it and a text, draft or result, keep it.
 
     Args:
         decoder: Of the model.
         clips: With a text; empty ones are left out.
+        kind: ``own``: the drafts are those of the model's CTC tap. ``reference``: the transcripts themselves,
+            drafts that know better than the tap, whose reading the prompt holds all the same.
         steps: Passes.
         seed: Of the errors and the noise.
     """
@@ -71,25 +76,34 @@ def count_repairs(
     spoken = [clip for clip in clips if clip.text]
     for start in range(0, len(spoken), BATCH_SIZE):
         batch = spoken[start : start + BATCH_SIZE]
-        truths = [decoder.processor.text_ids(clip.text) for clip in batch]
-        drafts, masks = [], []
-        for truth in truths:
-            wrong = rng.random(len(truth)) < ERROR_RATE
-            noise = choices[rng.integers(len(choices), size=len(truth))]
-            draft = np.where(wrong, noise, truth)
-            drafts.append(draft.tolist())
-            masks.append(draft != np.array(truth))
         mel, n_mel = decoder.processor.features([load_audio(clip.audio) for clip in batch])
-        results = decoder(
-            mel, n_mel, clip_keys=range(len(batch)), steps=steps, init="draft", seed=seed, drafts=drafts
-        )
-        for truth, wrong, result in zip(truths, masks, results, strict=True):
-            after = np.full(len(truth), -1)
-            kept = min(len(truth), len(result.ids))
-            after[:kept] = result.ids[:kept]
-            right = after == np.array(truth)
-            counts += [wrong.sum(), (wrong & right).sum(), (~wrong).sum(), (~wrong & ~right).sum()]
+        read = partial(decoder, mel, n_mel, clip_keys=range(len(batch)), init="draft", seed=seed)
+        truths = [decoder.processor.text_ids(clip.text) for clip in batch]
+        sources = truths if kind == "reference" else [list(result.ids) for result in read(steps=0)]
+        drafts = []
+        for source in sources:
+            noise = choices[rng.integers(len(choices), size=len(source))]
+            drafts.append(np.where(rng.random(len(source)) < ERROR_RATE, noise, source).tolist())
+        results = read(steps=steps, drafts=drafts)
+        for truth, source, draft, result in zip(truths, sources, drafts, results, strict=True):
+            changed = {k for k, (one, other) in enumerate(zip(source, draft, strict=True)) if one != other}
+            kept = kept_tokens(truth, source)
+            wrong = {place for place, k in kept.items() if k in changed}
+            right = kept.keys() - wrong
+            after = kept_tokens(truth, result.ids).keys()
+            counts += [len(wrong), len(wrong & after), len(right), len(right - after)]
     return RepairCounts(*(int(count) for count in counts))
+
+
+def kept_tokens(truth: Sequence[int], text: Sequence[int]) -> dict[int, int]:
+    """Places of a transcript whose tokens a text has, by the fewest edits, and where it has them."""
+    edits = Levenshtein.opcodes(truth, text)
+    return {
+        edit.src_start + k: edit.dest_start + k
+        for edit in edits
+        if edit.tag == "equal"
+        for k in range(edit.src_end - edit.src_start)
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,10 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         clips = read_manifest(arguments.testsets / "synthetic" / MANIFEST_NAME)
         decoder = load(arguments.model).decoder
-        for language in decoder.languages:
-            own = [clip for clip in clips if clip.language == language][: arguments.limit]
-            counts = count_repairs(decoder, own)
-            figures[language] = {**asdict(counts), "repaired": counts.repaired, "broken": counts.broken}
+        for kind, language in product(KINDS, decoder.languages):
+            some = [clip for clip in clips if clip.language == language][: arguments.limit]
+            counts = count_repairs(decoder, some, kind=kind)
+            figures[f"{kind}, {language}"] = {
+                **asdict(counts),
+                "repaired": counts.repaired,
+                "broken": counts.broken,
+            }
     except CanvasASRError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
