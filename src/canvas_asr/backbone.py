@@ -218,9 +218,9 @@ def denoise(
     n_batch, length = canvas.shape
     cached = keys_values(prefix)[0][0]
     valid = length_mask(n_prompt, cached.shape[-2])
-    on_canvas = (
-        torch.ones_like(canvas, dtype=torch.bool) if n_canvas is None else length_mask(n_canvas, length)
-    )
+    on_canvas = torch.ones_like(canvas, dtype=torch.bool)
+    if n_canvas is not None:
+        on_canvas = length_mask(n_canvas, length)
     seen = torch.cat([valid, on_canvas], dim=1)
     mask = None
     # No mask is faster than one that masks nothing; a GPU would have to be waited for, to know.
@@ -230,8 +230,7 @@ def denoise(
     decoder = backbone.model.decoder
     # A position that all rows share is one row: cosines and sines are made of it once.
     start = n_prompt if canvas_start is None else torch.full_like(n_prompt[:1], canvas_start)
-    hook = None
-    signal = None
+    hook = signal = None
     module: Any = decoder.self_conditioning
     # The decoder takes self-conditioning as logits only; this hands its module the soft embeddings.
     if isinstance(module, LazySelfConditioning) and not torch.is_grad_enabled():

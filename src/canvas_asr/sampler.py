@@ -81,11 +81,7 @@ def read_canvas(
             logits = logits.float().scatter_add(1, tokens, weights)
         tag_logits = torch.stack([logits[:, i].float() for i in marked], dim=-1)
         # One softmax serves all: the soft embedding has every token, the text's share of it has the rest.
-        if logits.is_cpu and logits.dtype == torch.float32 and not wants_entropy:
-            # In place: a second tensor of that size would be fetched from memory, at the pace of memory.
-            probabilities = torch.softmax(logits, dim=-1, out=logits)
-        else:
-            probabilities = logits.softmax(dim=-1, dtype=torch.float32)
+        probabilities = logits.softmax(dim=-1, dtype=torch.float32)
         soft = (expected_embedding(backbone, probabilities),) if wants_soft else ()
         share = probabilities.mul_(allowed).sum(dim=-1).clamp_(min=torch.finfo(torch.float32).tiny)
         best, tokens = likeliest(probabilities)

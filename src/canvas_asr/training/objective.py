@@ -151,16 +151,29 @@ def denoising_losses(
         draft_signals = draft_signals and _each(draft_signals, n)
     corruption = Corruption(options.corruption, text_config(backbone.config).vocab_size, _eos(backbone))
     noise = _draw_noise(corruption, canvas, n_canvas, drafts, generators, options)
+    hidden = _predict(backbone, corruption, noise, cache, n_prompt, draft_signals, canvas_start)
+    outputs.update(_read_canvas(backbone, hidden, canvas, n_canvas, noise, options, part))
+    outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
+    return outputs
+
+
+def _predict(
+    backbone: DiffusionGemmaForBlockDiffusion,
+    corruption: Corruption,
+    noise: _Noise,
+    cache: DynamicCache,
+    n_prompt: Tensor,
+    draft_signals: Sequence[Tensor] | None,
+    canvas_start: int | None,
+) -> Tensor:
+    """Decoder states (B, C, D) of noisy canvases, each shown what was drawn for it."""
     noisy, soft = noise.canvas, None
     if bool((noise.own | noise.conditioned).any()):
         predicted, soft = _earlier_pass(backbone, noise, cache, n_prompt, canvas_start)
         noisy = noise.renoised(corruption, predicted)
     if draft_signals is not None:
         soft = _with_drafts(backbone, noise, soft, draft_signals)
-    hidden = denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
-    outputs.update(_read_canvas(backbone, hidden, canvas, n_canvas, noise, options, part))
-    outputs["loss"] = loss + options.diffusion_weight * outputs["diffusion"]
-    return outputs
+    return denoise(backbone, noisy, cache, n_prompt, soft_embeddings=soft, canvas_start=canvas_start)
 
 
 def _each(items: Sequence[Item], n: int) -> list[Item]:
