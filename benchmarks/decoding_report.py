@@ -81,7 +81,11 @@ def _accuracy_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
     )
 
 
-def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
+def _alternative_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
+    """Those against other ways of decoding the same weights.
+
+    Of stock ``generate`` the aims are from the same prefix on, and at equal accuracy.
+    """
     model, ours, whole = content["model"], content["ours"], content["speed"]["whole"]
     stock, twin = f"stock-generate:{model}", f"autoregressive:{model}"
     for name, setting, key in (
@@ -89,19 +93,34 @@ def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
         (stock, "default", "stock_default"),
         (twin, "default", "autoregressive"),
     ):
-        ratios = {
-            n: t[f"{name} {setting}"]["clip_s"] / t[f"{model} {ours}"]["clip_s"] for n, t in whole.items()
-        }
         apart = _figure(content, name, setting)["against_ours"]
-        # Of stock generate alone the aim asks for equal accuracy too.
-        good = key == "autoregressive" or _is_as_good(apart)
-        for n, ratio in ratios.items():
+        for n, systems in whole.items():
+            theirs, mine = (systems[one]["clip_s"] for one in (f"{name} {setting}", f"{model} {ours}"))
+            ratio, words, aim = theirs / mine, "", f"≥ {AIMS[key]:g}"
+            good = True
+            if name == stock:
+                before_s = _before_passes_s(content, n)
+                words = f" from the same prefix on, {ratio:.2f} from the waveform"
+                aim += " from the same prefix, at equal or better accuracy"
+                ratio = (theirs - before_s) / (mine - before_s) if mine > before_s else float("nan")
+                good = _is_as_good(apart)
             yield (
                 f"{ours}: times as fast as {name}, {setting}, batch {n}",
-                f"≥ {AIMS[key]:g}{'' if key == 'autoregressive' else ' at equal or better accuracy'}",
-                f"{ratio:.2f}; its rate differs by {_apart(apart)} points, {apart['n_clips']} clips",
+                aim,
+                f"{ratio:.2f}{words}; its rate differs by {_apart(apart)} points, {apart['n_clips']} clips",
                 ratio >= AIMS[key] and good,
             )
+
+
+def _before_passes_s(content: Record, batch: str) -> float:
+    """Seconds a clip of what all ways of decoding do first: features, audio encoder, projector and prefix."""
+    parts = content["speed"]["parts"][f"batch {batch}"]
+    return float(parts["front_s"] + parts["prefix_s"]) / int(parts["batch"])
+
+
+def _speed_targets(content: Record) -> Iterable[tuple[str, str, str, bool]]:
+    model, ours, whole = content["model"], content["ours"], content["speed"]["whole"]
+    yield from _alternative_targets(content)
     first, *_, last = whole
     rtfx = {n: whole[n][f"{model} {ours}"]["rtfx"] for n in (first, last)}
     yield f"{ours}: times real time, batch {first}", "≥ 60", f"{rtfx[first]:.1f}", rtfx[first] >= AIMS["rtfx"]

@@ -126,6 +126,37 @@ def test_as_good_is_no_worse_or_by_less_than_the_bound(
     assert modules["decoding_report"]._is_as_good(apart) is is_as_good
 
 
+def test_stock_generate_is_compared_from_the_same_prefix_on(modules: dict[str, ModuleType]) -> None:
+    apart = {"difference": 0.0, "low": -0.01, "high": 0.01, "n_clips": 9}
+    names = {
+        "m o": 0.3,
+        "stock-generate:m s": 0.7,
+        "stock-generate:m default": 1.0,
+        "autoregressive:m default": 0.9,
+    }
+    figures = [
+        {"model": name.partition(" ")[0], "setting": name.partition(" ")[2], "against_ours": apart}
+        for name in names
+    ]
+    content = {
+        "model": "m",
+        "ours": "o",
+        "stock": "s",
+        "accuracy": {"figures": figures},
+        "speed": {
+            "whole": {"4": {name: {"clip_s": clip_s} for name, clip_s in names.items()}},
+            "parts": {"batch 4": {"batch": 4, "front_s": 0.5, "prefix_s": 0.3}},
+        },
+    }
+    found = list(modules["decoding_report"]._alternative_targets(content))
+    assert [measured.split(";")[0] for _, _, measured, _ in found] == [
+        "5.00 from the same prefix on, 2.33 from the waveform",  # 0.2 s a clip before it
+        "8.00 from the same prefix on, 3.33 from the waveform",
+        "3.00",
+    ]
+    assert [reached for *_, reached in found] == [True, True, True]
+
+
 def test_without_references_nothing_is_chosen(modules: dict[str, ModuleType]) -> None:
     figures = [{"model": "stock-generate:m", "setting": "steps=2,canvas=8", "rates": {"all": None}}]
     with pytest.raises(DataError, match="no clip has a reference text"):
