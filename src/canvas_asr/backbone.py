@@ -215,8 +215,7 @@ def denoise(
     Returns:
         Last hidden states, (B, C, D), normed as the output layer expects them.
     """
-    n_batch, length = canvas.shape
-    cached = keys_values(prefix)[0][0]
+    length, cached = canvas.shape[1], keys_values(prefix)[0][0]
     valid = length_mask(n_prompt, cached.shape[-2])
     on_canvas = torch.ones_like(canvas, dtype=torch.bool)
     if n_canvas is not None:
@@ -225,7 +224,7 @@ def denoise(
     mask = None
     # No mask is faster than one that masks nothing; a GPU would have to be waited for, to know.
     if not seen.is_cpu or not bool(seen.all()):
-        seen = seen[:, None, :].expand(n_batch, length, -1)
+        seen = seen[:, None, :].expand(-1, length, -1)
         mask = attention_mask(seen, text_config(backbone.config)._attn_implementation, cached.dtype)
     decoder = backbone.model.decoder
     # A position that all rows share is one row: cosines and sines are made of it once.

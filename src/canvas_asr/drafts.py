@@ -40,13 +40,13 @@ class DraftReader:
         self.backbone = backbone
         self.vocabulary = vocabulary
         self.blank = blank
-        self.self_conditioning = options.self_conditioning
+        self.self_conditioning = None if options.draft_alone else options.self_conditioning
         self.fuses = options.fusion > 0
         self.needs_certainty = (
             options.draft_alone
             or self.fuses
             or bool(options.hotwords)
-            or options.self_conditioning == "posterior"
+            or self.self_conditioning == "posterior"
             or options.draft_threshold is not None
             or options.gate is not None
         )

@@ -32,7 +32,7 @@ USUAL_STEPS = {"noise": 8, "draft": 1, "draft-slots": 1}
 class StrategyOptions(TypedDict, total=False):
     """Those options of :class:`DecodingOptions` that few calls need."""
 
-    self_conditioning: str
+    self_conditioning: str | None
     draft_threshold: float | None
     acceptance: str
     entropy_bound: float

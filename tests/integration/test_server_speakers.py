@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -270,8 +271,14 @@ def test_only_so_many_requests_as_share_a_pass_may_ask(asr: Transcriber) -> None
 
 @pytest.mark.parametrize("stream", ["false", "true"])
 def test_a_server_that_is_stopped_waits_for_no_callable(tmp_path: Path, stream: str) -> None:
+    # In torch, whose threads do not bear it if the interpreter ends under them.
     (tmp_path / "slow.py").write_text(
-        "import time\ndef diarize(samples, rate):\n    print('asked', flush=True)\n    time.sleep(100)\n"
+        "import torch\n"
+        "def diarize(samples, rate):\n"
+        "    print('asked', flush=True)\n"
+        "    layer, x = torch.nn.Linear(500, 500), torch.ones(500, 500)\n"
+        "    while True:\n"
+        "        x = layer(x).tanh()\n"
     )
     command = [sys.executable, "-m", "canvas_asr.cli", "serve", "--diarizer", "slow:diarize", "--port", "0"]
     process = subprocess.Popen(
@@ -279,7 +286,8 @@ def test_a_server_that_is_stopped_waits_for_no_callable(tmp_path: Path, stream: 
     )
     assert process.stdout
     assert process.stderr
-    with process, ThreadPoolExecutor(1) as pool:
+    with process, ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        stack.callback(process.kill)
         found = None
         while not found:
             line = process.stderr.readline()
@@ -303,6 +311,24 @@ def test_a_server_that_is_stopped_waits_for_no_callable(tmp_path: Path, stream: 
         assert reply.headers["retry-after"]
         error = reply.json()["error"]
     assert error["code"] == "server_stopping"
+
+
+def test_nothing_of_a_recording_is_held_once_it_was_asked_about(asr: Transcriber) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def fail(samples: np.ndarray, _rate: int) -> Turns:
+        held = np.zeros(len(samples))
+        alive.append(weakref.ref(held))
+        if len(alive) == 1:
+            raise RuntimeError
+        return []
+
+    with serving(asr, fail) as client:
+        with pytest.raises(openai.InternalServerError):
+            diarized(client)
+        until(lambda: alive[0]() is None)
+        assert diarized(client).text
+        until(lambda: alive[1]() is None)
 
 
 def test_a_callable_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -175,7 +177,13 @@ def run(options: argparse.Namespace) -> int:
             name = settings.served_names[0]
             complain(f"{name} is served at {url}/v1, with a page at {url}/ (Ctrl-C stops it)")
 
-        serve(transcriber, settings, listener, say_where, diarize=diarize)
+        is_asking = serve(transcriber, settings, listener, say_where, diarize=diarize)
+    if is_asking:
+        # Its thread may be deep in a library, which would abort the process as the interpreter goes down.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -14,16 +14,16 @@ import importlib
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ..audio_files import SAMPLE_RATE_HZ, Samples
-from ..errors import CanvasASRError, OptionError
+from ..errors import AudioError, CanvasASRError, OptionError
 from ..result import Gap, Transcript
 from ..speakers import join_speakers
 
@@ -74,14 +74,22 @@ class KeptUpload:
         return self._upload.gaps
 
     def __iter__(self) -> Iterator[Samples]:
-        """Give the samples as the upload does, and keep them."""
+        """Give the samples as the upload does, and keep them.
+
+        Raises:
+            AudioError: As the upload raises it.
+            OSError: If the disk is full.
+        """
         for samples in self._upload:
-            self._file.write(samples.astype(np.float32, copy=False).tobytes())
+            try:
+                self._file.write(samples.astype(np.float32, copy=False).tobytes())
+                self._file.flush()
+            except ValueError as error:
+                raise AudioError("the upload was closed before it was read") from error
             yield samples
 
     def samples(self) -> Samples:
         """All that was read, (N,) float32; pages of the file, not memory of their own."""
-        self._file.flush()
         if not self._file.tell():
             return np.empty(0, np.float32)
         return np.memmap(self._file, np.float32, "c")  # who writes to it changes no file
@@ -89,7 +97,8 @@ class KeptUpload:
     def close(self) -> None:
         """Close the upload, and let go of the samples."""
         self._upload.close()
-        self._file.close()
+        with suppress(OSError):  # a full disk, which was told when it was written
+            self._file.close()
 
 
 class DiarizerClosed(CanvasASRError):  # noqa: N818  # a state
@@ -111,22 +120,27 @@ class Diarizer:
         """
         self._diarize = diarize
         self._n_free = n_places
-        self._calls: SimpleQueue[tuple[Future[Transcript], Transcript, KeptUpload] | None] = SimpleQueue()
-        self._unfinished: set[Future[Transcript]] = set()
+        self._waiting: dict[Future[Transcript], tuple[Transcript, KeptUpload]] = {}  # the first comes first
+        self._asked: Future[Transcript] | None = None
         self._is_closed = False
-        self._changing = threading.Lock()
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="canvas-asr-diarizer", daemon=True)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the callable is at work."""
+        return self._asked is not None
 
     def enter(self) -> bool:
         """Take a place for a request, whose samples will be kept; whether there was one."""
-        with self._changing:
+        with self._changed:
             has_place = self._n_free > 0
             self._n_free -= has_place
             return has_place
 
     def leave(self) -> None:
         """Give the place back."""
-        with self._changing:
+        with self._changed:
             self._n_free += 1
 
     def join(self, transcript: Transcript, upload: KeptUpload) -> asyncio.Future[Transcript]:
@@ -137,35 +151,45 @@ class Diarizer:
             are DiarizerClosed, or a RuntimeError from what the callable raised or gave.
         """
         future: Future[Transcript] = Future()
-        with self._changing:
+        with self._changed:
             if self._is_closed:
                 future.set_exception(DiarizerClosed())
             else:
-                self._unfinished.add(future)
-                self._calls.put((future, transcript, upload))
+                self._waiting[future] = transcript, upload
                 if self._thread.ident is None:
                     self._thread.start()
+                self._changed.notify()
+        future.add_done_callback(self._forget)
         return asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Let all who wait know that the server is being stopped; what is being asked is not waited for."""
-        with self._changing:
+        with self._changed:
             self._is_closed = True
-            unfinished, self._unfinished = self._unfinished, set()
-        self._calls.put(None)
+            unfinished = [*self._waiting, *([self._asked] if self._asked else [])]
+            self._changed.notify()
         for future in unfinished:
             with suppress(InvalidStateError):
                 future.set_exception(DiarizerClosed())
 
+    def _forget(self, future: Future[Transcript]) -> None:
+        """Keep nothing for who has left."""
+        with self._changed:
+            self._waiting.pop(future, None)
+
     def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            future, transcript, upload = call
-            with self._changing:
-                is_wanted = not self._is_closed and future.set_running_or_notify_cancel()
-            if is_wanted:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                if self._is_closed:
+                    return
+                future = next(iter(self._waiting))
+                transcript, upload = self._waiting.pop(future)
+                self._asked = future if future.set_running_or_notify_cancel() else None
+            if self._asked is not None:
                 self._ask(future, transcript, upload)
-            with self._changing:
-                self._unfinished.discard(future)
+            self._asked = None
+            del future, transcript, upload  # while nobody asks, nothing is held
 
     def _ask(self, future: Future[Transcript], transcript: Transcript, upload: KeptUpload) -> None:
         try:
@@ -173,7 +197,9 @@ class Diarizer:
         except BaseException as error:
             # Whatever it is, SystemExit too, it is about this recording; a future may not hold StopIteration.
             failure = RuntimeError("the callable that tells speakers apart failed")
-            failure.__cause__ = error
+            # Without this frame, and without what the others hold: samples, or a GPU's memory.
+            failure.__cause__ = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            traceback.clear_frames(error.__traceback__)
             with suppress(InvalidStateError):  # closed meanwhile
                 future.set_exception(failure)
         else:

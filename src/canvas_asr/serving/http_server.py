@@ -96,7 +96,7 @@ def serve(
     on_ready: Callable[[], None],
     *,
     diarize: Diarize | None = None,
-) -> None:
+) -> bool:
     """Serve a model until SIGINT or SIGTERM, and then until the requests in work are answered.
 
     Args:
@@ -106,16 +106,21 @@ def serve(
         on_ready: Called once the server can be reached.
         diarize: See :func:`~canvas_asr.serving.app.create_app`.
 
+    Returns:
+        Whether ``diarize`` is still at work, as a stop does not wait for it.
+
     Raises:
         CanvasASRError: If it could not be started.
         OptionError: If the model cannot follow the options of decoding in the settings.
     """
     with one_thread():
-        server = make_server(create_app(transcriber, settings, diarize=diarize), on_ready)
+        app = create_app(transcriber, settings, diarize=diarize)
+        server = make_server(app, on_ready)
     with settled_memory(), _stopped_quietly():
         server.run([listener])
     if not server.started:  # newer versions of uvicorn end the program themselves, with 3
         raise CanvasASRError("the server could not be started; the log above says why.")
+    return app.state.diarizer is not None and bool(app.state.diarizer.is_asking)
 
 
 @contextmanager

@@ -58,6 +58,7 @@ def read_tokens(
         n_audio: Valid ones, (B,) int64.
         heard: Ids that decoding lets the tap say, (V,) bool, where confidences and signals are asked for.
     """
+    heard = None if heard is None else heard.to(tokens.device)
     labels, expected = [], []
     confidences: list[list[float]] = []
     signals: list[Tensor] = []
@@ -73,7 +74,7 @@ def read_tokens(
         states = surest_states(labels[-1], certainty, n_states, model.config.blank_token_id)
         for row, spikes in enumerate(states):
             confidences.append(certainty[row, spikes].tolist())
-            shown = logits[row, spikes].masked_fill(~heard.to(logits.device), -torch.inf)
+            shown = logits[row, spikes].masked_fill(~heard, -torch.inf)
             signals.append(soft_embed(model.backbone, shown))
     found = [part for part in expected if part is not None]
     return Readings(
