@@ -54,7 +54,7 @@ class ObjectiveOptions:
     corruption: CorruptionOptions = field(default_factory=CorruptionOptions)
 
     def __post_init__(self) -> None:
-        """Refuse shares outside [0, 1], no canvas for a clip, and conditioning on drafts where there are none."""
+        """Refuse shares outside [0, 1], no canvas for a clip, and conditioning on drafts without any."""
         for name in ("self_conditioning", "draft_conditioning"):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise RecipeError(f"{name} is {share}; give a share from 0 to 1.")
