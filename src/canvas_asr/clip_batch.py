@@ -256,6 +256,7 @@ class ClipBatch:
         """
         if options is None:
             return [self.options] * n_clips
+        options = [self.decoder.resolve(one) for one in options]
         shared = shared_options(self.options)
         if any(shared_options(one) != shared for one in options):
             raise ValueError("clips of one batch differ in language, seed and word_timestamps only.")

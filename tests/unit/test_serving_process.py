@@ -111,6 +111,7 @@ def test_what_runs_beside_the_model_has_one_processor_each() -> None:
                 "decoders": Decoders(),
                 "scheduler": ScriptedScheduler(),
                 "starters": ThreadPoolExecutor(1),
+                "diarizer": None,
             }
         )
         async with _lifespan(SimpleNamespace(state=state)):  # type: ignore[arg-type]
@@ -211,7 +212,8 @@ def test_a_server_runs_with_settled_memory_and_all_processors(monkeypatch: pytes
 
         return SimpleNamespace(run=run, started=True)
 
-    monkeypatch.setattr(http_server, "create_app", lambda *_: None)
+    app = SimpleNamespace(state=SimpleNamespace(diarizer=None))
+    monkeypatch.setattr(http_server, "create_app", lambda *_, **__: app)
     monkeypatch.setattr(http_server, "make_server", make)
     with socket.socket() as listener:
         http_server.serve(None, ServerSettings(), listener, lambda: None)  # type: ignore[arg-type]
