@@ -56,8 +56,14 @@ def test_a_pass_that_changes_nothing_repairs_and_breaks_nothing(monkeypatch: pyt
     assert (found.n_repaired, found.n_broken) == (0, 0)
 
 
-def test_a_shifted_token_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = counts(monkeypatch, lambda truth, draft: [2, *truth[:50], *truth[51:]])
+def test_a_shifted_text_counts_as_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counts(monkeypatch, lambda truth, draft: [2, *truth])
+    assert found.broken == 1.0
+    assert found.repaired == 0.0
+
+
+def test_of_its_own_drafts_a_shifted_token_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counts(monkeypatch, lambda truth, draft: [2, *truth[:51], *truth[52:]], "own")
     assert found.repaired > 0.9
     assert found.n_broken + (found.n_wrong - found.n_repaired) == 2  # the one that each text has lost
 

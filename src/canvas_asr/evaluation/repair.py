@@ -59,7 +59,9 @@ def count_repairs(
 ) -> RepairCounts:
     """Start each clip's canvas from a draft with 15 % wrong tokens; see what passes make of it.
 
-    A token of the transcript is right where the fewest edits between it and a text, draft or result, keep it.
+    Own drafts have other lengths than the transcript: its tokens are right where the fewest edits between it
+    and a text, draft or result, keep them. Corrupted transcripts are compared place by place, so that a pass
+    that shifts the text is counted as breaking it.
 
     Args:
         decoder: Of the model.
@@ -82,16 +84,21 @@ def count_repairs(
         sources = truths if kind == "reference" else [list(result.ids) for result in read(steps=0)]
         drafts = []
         for source in sources:
+            wrong = rng.random(len(source)) < ERROR_RATE
             noise = choices[rng.integers(len(choices), size=len(source))]
-            drafts.append(np.where(rng.random(len(source)) < ERROR_RATE, noise, source).tolist())
+            drafts.append(np.where(wrong, noise, source).tolist())
         results = read(steps=steps, drafts=drafts)
         for truth, source, draft, result in zip(truths, sources, drafts, results, strict=True):
             changed = {k for k, (one, other) in enumerate(zip(source, draft, strict=True)) if one != other}
             kept = kept_tokens(truth, source)
-            wrong = {place for place, k in kept.items() if k in changed}
-            right = kept.keys() - wrong
-            after = kept_tokens(truth, result.ids).keys()
-            counts += [len(wrong), len(wrong & after), len(right), len(right - after)]
+            lost = {place for place, k in kept.items() if k in changed}
+            left = kept.keys() - lost
+            after = set(kept_tokens(truth, result.ids))
+            if kind == "reference":
+                after = {
+                    k for k, (one, other) in enumerate(zip(truth, result.ids, strict=False)) if one == other
+                }
+            counts += [len(lost), len(lost & after), len(left), len(left - after)]
     return RepairCounts(*(int(count) for count in counts))
 
 
